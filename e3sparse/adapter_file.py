@@ -1,0 +1,340 @@
+"""An adapter on disk: `adapter_config.json` and `adapter_model.safetensors`.
+
+For each patched layer the tensors are `<layer>.indices` (int32, into the flat weight) and
+`<layer>.values`, or `<layer>.values` alone where most entries changed. Nothing in the folder is
+executed.
+"""
+
+from collections.abc import Mapping
+from json import JSONDecodeError, loads
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+import e3sparse
+from e3sparse.adapter import Adapter, adapters, install
+from e3sparse.deltas import Delta, make_method
+from e3sparse.deltas.dense import DenseDelta
+from e3sparse.deltas.fixed_mask import FixedMaskDelta
+from e3sparse.errors import AdapterFileError
+from e3sparse.files import replacing
+from e3sparse.fingerprint import clebsch_gordan_probe, e3nn_version, fingerprint
+from e3sparse.paths import Layout, Species
+from e3sparse.targets import Selection, candidates
+
+CONFIG_NAME = "adapter_config.json"
+TENSORS_NAME = "adapter_model.safetensors"
+FORMAT_VERSION = 1
+
+
+class BlockEntry(BaseModel):
+    """One path block of a layer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    irreps_in: str
+    irreps_in2: str | None = None
+    irreps_out: str
+    shape: tuple[int, ...]
+    species_axis: int | None = None
+
+
+class LayerEntry(BaseModel):
+    """The layout that a layer's indices refer to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: str
+    shape: tuple[int, ...]
+    blocks: list[BlockEntry]
+
+    @classmethod
+    def of(cls, layout: Layout) -> "LayerEntry":
+        fields = BlockEntry.model_fields
+        blocks = [BlockEntry(**{f: getattr(b, f) for f in fields}) for b in layout.blocks]
+        return cls(kind=layout.kind, shape=layout.shape, blocks=blocks)
+
+
+class AdapterConfig(BaseModel):
+    """What `adapter_config.json` holds. Species are atomic numbers, energies eV."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int
+    e3sparse_version: str
+    e3nn_version: str
+    framework: dict[str, str] = Field(default_factory=dict)
+    base_model: str | None = None
+    base_fingerprint: str
+    clebsch_gordan: list[float]
+    method: str
+    settings: dict[str, Any]
+    targets: str
+    species: list[int]
+    energy_references: dict[int, float] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    sparsity: dict[str, float]
+    layers: dict[str, LayerEntry]
+
+
+def save(
+    adapter: Adapter,
+    directory: Path,
+    *,
+    base_model: str | None = None,
+    framework: Mapping[str, str] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write an adapter folder.
+
+    Parameters
+    ----------
+    adapter
+        Attached, merged or taken out.
+    directory
+        Made if it does not exist; its two files are replaced if it does.
+    base_model
+        Name or path of the base model, for the reader's information.
+    framework
+        Name and version of the framework.
+    metrics
+        Anything JSON can hold.
+    """
+    values = adapter.values()
+    counts = adapter.sparsity()
+    config = AdapterConfig(
+        format_version=FORMAT_VERSION,
+        e3sparse_version=e3sparse.__version__,
+        e3nn_version=e3nn_version(),
+        framework=dict(framework or {}),
+        base_model=base_model,
+        base_fingerprint=adapter.base_fingerprint,
+        clebsch_gordan=clebsch_gordan_probe(),
+        method=adapter.method.name,
+        settings=adapter.method.model_dump(),
+        targets=adapter.targets,
+        species=list(adapter.species.numbers),
+        energy_references=dict(adapter.energy_references),
+        metrics=dict(metrics or {}),
+        sparsity={
+            "layerwise": counts.layerwise,
+            "total": counts.total,
+            "updated": counts.updated,
+        },
+        layers={path: LayerEntry.of(layout) for path, layout in adapter.layouts.items()},
+    )
+    tensors: dict[str, Tensor] = {}
+    for path, value in values.items():
+        tensors |= {f"{path}.{part}": t for part, t in _encode(value).items()}
+    with replacing(directory / TENSORS_NAME) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
+    with replacing(directory / CONFIG_NAME) as temporary:
+        temporary.write_text(config.model_dump_json(indent=1) + "\n")
+    return directory
+
+
+def load(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    name: str = "default",
+    trainable: bool = False,
+    species: Species | None = None,
+    fold_into: Mapping[str, str] | None = None,
+) -> Adapter:
+    """Put a saved adapter on its base model.
+
+    Parameters
+    ----------
+    model
+        The base model that the adapter was trained on, with or without other adapters.
+    directory
+        An adapter folder.
+    name
+        Name to give it on this model.
+    trainable
+        Whether the entries that the adapter changed can be trained on.
+    species, fold_into
+        As for `e3sparse.patch`.
+
+    Raises
+    ------
+    AdapterFileError
+        If the folder is not an adapter, is damaged, or belongs to another model; nothing has
+        been changed then.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    tensors = _read_tensors(directory / TENSORS_NAME)
+    layouts = _matching_layouts(model, config, species)
+    deltas: dict[str, Delta] = {}
+    for path, layout in layouts.items():
+        delta = _decode(path, layout, tensors)
+        reference = _reference(model, path, layout)
+        deltas[path] = delta.to(dtype=reference.dtype, device=reference.device)
+        deltas[path].requires_grad_(trainable)
+    if tensors:
+        raise AdapterFileError(
+            f"{TENSORS_NAME} holds '{next(iter(tensors))}', which is of no layer in "
+            f"{CONFIG_NAME}: the folder is damaged."
+        )
+    adapter = install(
+        model,
+        name,
+        make_method(config.method, **config.settings),
+        Selection(layouts, ()),
+        deltas,
+        targets=config.targets,
+        progress=1.0,
+        species=species,
+        fold_into=fold_into,
+    )
+    adapter.energy_references.update(config.energy_references)
+    return adapter
+
+
+def read_config(directory: str | Path) -> AdapterConfig:
+    """Read and check `adapter_config.json`.
+
+    Raises
+    ------
+    AdapterFileError
+        If it is missing, is no JSON, was written by a newer e3sparse, or lacks something.
+    """
+    path = Path(directory) / CONFIG_NAME
+    try:
+        raw = loads(path.read_text())
+    except FileNotFoundError:
+        raise AdapterFileError(
+            f"{directory} is not an adapter folder: it has no {CONFIG_NAME}."
+        ) from None
+    except (JSONDecodeError, UnicodeDecodeError) as error:
+        raise AdapterFileError(f"{path} is not valid JSON ({error}): it may be cut off.") from None
+    except OSError as error:
+        raise AdapterFileError(f"{path} cannot be read ({error.strerror}).") from None
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise AdapterFileError(
+            f"{path} has format version {version}, and this e3sparse "
+            f"({e3sparse.__version__}) reads up to {FORMAT_VERSION}: upgrade e3sparse."
+        )
+    try:
+        return AdapterConfig.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise AdapterFileError(f"{path} is not an adapter config: {where}: {first['msg']}.") from None
+
+
+def _encode(value: Tensor) -> dict[str, Tensor]:
+    flat = value.detach().cpu().reshape(-1)
+    indices = torch.nonzero(flat).reshape(-1)
+    if 2 * indices.numel() > flat.numel():
+        return {"values": flat.contiguous()}
+    return {"indices": indices.to(torch.int32), "values": flat[indices].contiguous()}
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise AdapterFileError(f"{path.parent} has no {path.name}.") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterFileError(
+            f"{path} cannot be read as safetensors ({error}): it is cut off or damaged. "
+            "Copy it again."
+        ) from None
+
+
+def _matching_layouts(
+    model: nn.Module, config: AdapterConfig, species: Species | None
+) -> dict[str, Layout]:
+    found = candidates(model, species).layers
+    for path, entry in config.layers.items():
+        if path not in found:
+            raise AdapterFileError(
+                f"The adapter changes layer '{path}', which this model does not have: it was "
+                f"made for another model{_called(config)}."
+            )
+        here = LayerEntry.of(found[path])
+        if here != entry:
+            raise AdapterFileError(
+                f"Layer '{path}' is laid out differently: {_difference(here, entry)}. The "
+                f"adapter was made for another model{_called(config)}."
+            )
+    probe = clebsch_gordan_probe()
+    if len(probe) == len(config.clebsch_gordan) and any(
+        abs(a - b) > 1e-6 for a, b in zip(probe, config.clebsch_gordan, strict=True)
+    ):
+        raise AdapterFileError(
+            f"The adapter was made with e3nn {config.e3nn_version}, whose Clebsch-Gordan "
+            f"coefficients differ in sign or order from e3nn {e3nn_version()} here: path weights "
+            "do not mean the same. Use an e3nn of the adapter's line."
+        )
+    present = next(iter(adapters(model).values()), None)
+    here_print = present.base_fingerprint if present is not None else fingerprint(model)
+    if here_print != config.base_fingerprint:
+        raise AdapterFileError(
+            "The layers fit, but the weights of this model are not those that the adapter was "
+            f"trained on{_called(config)} (fingerprint {here_print[:12]} here, "
+            f"{config.base_fingerprint[:12]} in the adapter). Load it onto its own base model."
+        )
+    return {path: found[path] for path in config.layers}
+
+
+def _called(config: AdapterConfig) -> str:
+    return f" ('{config.base_model}')" if config.base_model else ""
+
+
+def _difference(here: LayerEntry, there: LayerEntry) -> str:
+    for field in LayerEntry.model_fields:
+        ours, theirs = getattr(here, field), getattr(there, field)
+        if field != "blocks" and ours != theirs:
+            return f"its {field} is {ours} here and {theirs} in the adapter"
+    for ours, theirs in zip(here.blocks, there.blocks, strict=False):
+        if ours != theirs:
+            return f"a block is ({ours}) here and ({theirs}) in the adapter"
+    return f"it has {len(here.blocks)} blocks here and {len(there.blocks)} in the adapter"
+
+
+def _reference(model: nn.Module, path: str, layout: Layout) -> Tensor:
+    own = model.get_submodule(path)._parameters.get(layout.parameter or "")
+    return own if own is not None else next(iter(model.parameters()))
+
+
+def _decode(path: str, layout: Layout, tensors: dict[str, Tensor]) -> Delta:
+    values = tensors.pop(f"{path}.values", None)
+    indices = tensors.pop(f"{path}.indices", None)
+    if values is None:
+        raise AdapterFileError(f"{TENSORS_NAME} lacks the values of layer '{path}'.")
+    if not values.is_floating_point() or values.ndim != 1:
+        raise AdapterFileError(f"The values of layer '{path}' are not a list of real numbers.")
+    if not torch.isfinite(values).all():
+        raise AdapterFileError(f"The values of layer '{path}' are not all finite numbers.")
+    if indices is None:
+        if values.numel() != layout.numel:
+            raise AdapterFileError(
+                f"Layer '{path}' has {layout.numel} weights, and the adapter brings "
+                f"{values.numel()} values without indices: wrong shape."
+            )
+        return DenseDelta(layout, values.reshape(layout.shape))
+    if indices.dtype not in (torch.int32, torch.int64) or indices.shape != values.shape:
+        raise AdapterFileError(
+            f"The indices of layer '{path}' do not go with its values: {tuple(indices.shape)} "
+            f"{indices.dtype} and {tuple(values.shape)}."
+        )
+    indices = indices.long()
+    if indices.numel() and (indices.min() < 0 or indices.max() >= layout.numel):
+        raise AdapterFileError(
+            f"Layer '{path}' has {layout.numel} weights, and the adapter has an index out of "
+            f"range (from {int(indices.min())} to {int(indices.max())})."
+        )
+    if indices.unique().numel() != indices.numel():
+        raise AdapterFileError(f"The indices of layer '{path}' hold duplicates.")
+    return FixedMaskDelta(layout, indices, values)
+

@@ -1,0 +1,120 @@
+"""What every delta method offers: a ΔW for one layer, optimizer groups, and a schedule."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from e3sparse.paths import Layout
+
+ParamGroup = dict[str, Any]
+
+
+class Delta(nn.Module, ABC):
+    """The trainable ΔW of one layer.
+
+    `forward()` returns ΔW in the weight's shape. Entries that `freeze` marked are exactly zero,
+    whatever the method does.
+    """
+
+    frozen: Tensor | None
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+        # Derived from the data set at every start, so a checkpoint does not carry it.
+        self.register_buffer("frozen", None, persistent=False)
+
+    @abstractmethod
+    def values(self) -> Tensor:
+        """Return ΔW before frozen entries are taken out."""
+
+    def forward(self) -> Tensor:
+        values = self.values()
+        return values if self.frozen is None else values.masked_fill(self.frozen, 0.0)
+
+    def freeze(self, rows: Tensor) -> None:
+        """Hold the entries marked in `rows` (bool, of the weight's shape) at zero."""
+        rows = rows.to(next(self.parameters()).device)
+        self.frozen = rows if self.frozen is None else self.frozen | rows
+
+
+class Method(BaseModel, ABC):
+    """How a ΔW is parametrised: settings, checked and written to the adapter file.
+
+    A method is one file: a subclass of this with its settings as fields, the `Delta` that it
+    makes, and an entry in `e3sparse.deltas.METHODS`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def delta(self, layout: Layout, weight: Tensor, generator: torch.Generator) -> Delta:
+        """Make the ΔW of one layer.
+
+        Parameters
+        ----------
+        layout
+            The layer's blocks.
+        weight
+            A tensor whose dtype and device the delta follows.
+        generator
+            A CPU generator: the only source of randomness, so that DDP ranks agree.
+        """
+
+    def param_groups(self, deltas: Sequence[Delta], lr: float) -> list[ParamGroup]:
+        """Return optimizer groups for the deltas of one adapter."""
+        params = [p for delta in deltas for p in delta.parameters()]
+        return [{"params": params, "lr": lr, "weight_decay": 0.0}]
+
+    def step(self, deltas: Sequence[Delta], step: int, progress: float) -> None:  # noqa: B027
+        """Follow the schedule after optimizer step `step`, `progress` running from 0 to 1."""
+
+    def refresh(self, deltas: Sequence[Delta], progress: float) -> None:  # noqa: B027
+        """Derive anew whatever is derived from the parameters, which have been exchanged."""
+
+    def settled(self, progress: float) -> bool:
+        """Whether the sparsity is the final one, so that a checkpoint may count as best."""
+        return True
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether `step` has to be called, and so the number of steps be known."""
+        return False
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether `calibrate` has to be called once before training."""
+        return False
+
+    def calibrate(self, deltas: Sequence[Delta], losses: Iterable[Tensor]) -> None:
+        """Use one pass of losses over the data, computed with the deltas in place."""
+        raise NotImplementedError(f"Method '{self.name}' has nothing to calibrate.")
+
+
+def largest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Mark the `count` largest scores over all tensors together.
+
+    Zero scores are never marked; ties are broken by position, so that the count is exact.
+
+    Returns
+    -------
+    list of Tensor
+        bool masks, one for each tensor of `scores`.
+    """
+    flat = torch.cat([score.detach().reshape(-1) for score in scores])
+    count = min(count, int(torch.count_nonzero(flat)))
+    if count == 0:
+        keep = torch.zeros_like(flat, dtype=torch.bool)
+    else:
+        threshold = torch.kthvalue(flat, flat.numel() - count + 1).values
+        keep = flat > threshold
+        ties = torch.nonzero(flat == threshold).reshape(-1)
+        keep[ties[: count - int(keep.sum())]] = True
+    parts = torch.split(keep, [score.numel() for score in scores])
+    return [part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)]

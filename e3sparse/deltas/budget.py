@@ -1,0 +1,112 @@
+"""Sparsity by budget: ask for a share of zeros and get exactly that."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from e3sparse.deltas.base import Delta, Method, ParamGroup, largest
+from e3sparse.paths import Layout
+
+
+class _StraightThrough(torch.autograd.Function):
+    """`v * keep`, whose gradient reaches all of v, so that a pruned entry can come back."""
+
+    @staticmethod
+    def forward(v: Tensor, keep: Tensor) -> Tensor:
+        return v * keep
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class BudgetDelta(Delta):
+    """ΔW = v where the entry is kept and exactly 0 elsewhere; v starts at 0."""
+
+    keep: Tensor
+
+    def __init__(self, layout: Layout, v: Tensor) -> None:
+        super().__init__(layout)
+        self.v = nn.Parameter(v)
+        self.register_buffer("keep", torch.ones_like(v, dtype=torch.bool))
+
+    def values(self) -> Tensor:
+        return _StraightThrough.apply(self.v, self.keep)
+
+
+class Budget(Method):
+    """Keep the entries of largest |v|, over all layers together, on a falling schedule.
+
+    The model at step 0 is the base model. The kept share is 1 until `warmup`, falls by a cubic
+    to `1 - target_sparsity` at `ramp_end`, and stays; the gradient passes to pruned entries too,
+    so that they can come back. Species that no frame contains get no gradient and stay at 0.
+
+    Attributes
+    ----------
+    target_sparsity
+        Share of exact zeros among the patched entries at the end. It is met exactly, unless
+        fewer entries than that have moved at all.
+    warmup, ramp_end
+        Where the fall begins and ends, as shares of the training.
+    every
+        Steps between two choices of the kept entries.
+    weight_decay
+        Decay of v.
+    """
+
+    name: ClassVar[str] = "budget"
+
+    target_sparsity: float = Field(0.97, ge=0, lt=1)
+    warmup: float = Field(0.05, ge=0, le=1)
+    ramp_end: float = Field(0.55, gt=0, le=1)
+    every: int = Field(10, ge=1)
+    weight_decay: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Budget":
+        if self.warmup >= self.ramp_end:
+            raise ValueError(f"warmup ({self.warmup}) has to end before ramp_end ({self.ramp_end})")
+        return self
+
+    def delta(self, layout: Layout, weight: Tensor, generator: torch.Generator) -> BudgetDelta:
+        return BudgetDelta(layout, torch.zeros(layout.shape, dtype=weight.dtype, device=weight.device))
+
+    def param_groups(self, deltas: Sequence[Delta], lr: float) -> list[ParamGroup]:
+        params = [p for delta in deltas for p in delta.parameters()]
+        return [{"params": params, "lr": lr, "weight_decay": self.weight_decay}]
+
+    @property
+    def scheduled(self) -> bool:
+        return True
+
+    def sparsity_at(self, progress: float) -> float:
+        """Return the scheduled share of zeros at `progress` in [0, 1]."""
+        done = (progress - self.warmup) / (self.ramp_end - self.warmup)
+        left = 1 - min(max(done, 0.0), 1.0)
+        return self.target_sparsity * (1 - left**3)
+
+    def settled(self, progress: float) -> bool:
+        return progress >= self.ramp_end
+
+    def step(self, deltas: Sequence[Delta], step: int, progress: float) -> None:
+        if step % self.every == 0 or progress >= 1:
+            self.refresh(deltas, progress)
+
+    def refresh(self, deltas: Sequence[Delta], progress: float) -> None:
+        """Choose the kept entries anew, from v as it is now."""
+        budgets = [delta for delta in deltas if isinstance(delta, BudgetDelta)]
+        total = sum(delta.v.numel() for delta in budgets)
+        count = round(total * (1 - self.sparsity_at(progress)))
+        if count == total:
+            for delta in budgets:
+                delta.keep.fill_(True)
+            return
+        for delta, keep in zip(budgets, largest([d.v.abs() for d in budgets], count), strict=True):
+            delta.keep.copy_(keep)

@@ -1,0 +1,167 @@
+"""How a layer is made to use W + ΔW without a change to its code.
+
+`module.__class__` is set to a subclass of its own class, made on the fly, in which the weight is
+a property that adds the deltas, which are a submodule. The base weight stays where it was, so
+state-dict keys, their order and `functional_call` are untouched, and taking the patch out sets
+the class back. DESIGN.md §4 has the alternatives and where each of them fails.
+"""
+
+import copyreg
+import functools
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from e3sparse.deltas.base import Delta
+from e3sparse.errors import PatchError
+from e3sparse.paths import Layout
+
+SUBMODULE = "e3sparse"
+"""Name under which a patched layer holds its `LayerDeltas`."""
+
+_SUMS: ContextVar[dict[tuple[int, bool], Tensor] | None] = ContextVar("e3sparse_sums", default=None)
+
+
+@contextmanager
+def cached() -> Iterator[None]:
+    """Compute each layer's W + ΔW once inside this block, however often the layer is used.
+
+    Put one training step (forward and backward) in it, and no optimizer step: the sums are kept
+    until the block is left.
+    """
+    token = _SUMS.set({})
+    try:
+        yield
+    finally:
+        _SUMS.reset(token)
+
+
+class LayerDeltas(nn.Module):
+    """The deltas on one layer, by the name of the adapter that they belong to."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+        self.deltas = nn.ModuleDict()
+        self.active: list[str] = []
+
+    def __getitem__(self, name: str) -> Delta:
+        delta = self.deltas[name]
+        assert isinstance(delta, Delta)
+        return delta
+
+    def put_in(self, name: str, delta: Delta) -> None:
+        """Add a delta and switch it on."""
+        self.deltas[name] = delta
+        self.switch(name, True)
+
+    def take_out(self, name: str) -> None:
+        """Take a delta out."""
+        self.switch(name, False)
+        del self.deltas[name]
+
+    def switch(self, name: str, on: bool) -> None:
+        """Switch a delta on or off; sums are formed in the order of adding, not of switching."""
+        self.active = [n for n in self.deltas if (on if n == name else n in self.active)]
+
+    def total(self) -> Tensor | None:
+        """Return the sum of the active ΔW, of the weight's shape, or None if none is active."""
+        total: Tensor | None = None
+        for name in self.active:
+            values = self.deltas[name]()
+            total = values if total is None else total + values
+        return total
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """Return W + ΔW."""
+        sums = _SUMS.get()
+        key = (id(self), torch.is_grad_enabled())
+        if sums is not None and key in sums:
+            return sums[key]
+        total = self.total()
+        out = weight if total is None else weight + total
+        if sums is not None:
+            sums[key] = out
+        return out
+
+    def reweighted(self, weight: Tensor) -> Tensor:
+        """Return w·(1 + ΔW) for weights `(..., numel)` that come from outside."""
+        total = self.total()
+        return weight if total is None else weight * (1 + total)
+
+
+def _rebuild(base: type[nn.Module], parameter: str | None) -> nn.Module:
+    cls = patched_class(base, parameter)
+    return cls.__new__(cls)
+
+
+@functools.cache
+def patched_class(base: type[nn.Module], parameter: str | None) -> type[nn.Module]:
+    """Return the subclass of `base` that uses W + ΔW: one for each class, made once.
+
+    Parameters
+    ----------
+    base
+        Class of the layer, whatever package it came from.
+    parameter
+        Name of its weight; None if the weight is an argument of an e3nn `TensorProduct`.
+    """
+
+    def __reduce_ex__(self: nn.Module, protocol: int) -> tuple[Any, ...]:  # noqa: N807
+        rebuild, _, *state = base.__reduce_ex__(self, max(int(protocol), 2))  # type: ignore[call-overload]
+        if rebuild is not copyreg.__newobj__:
+            raise pickle.PicklingError(
+                f"A patched {base.__name__} cannot be pickled: merge or remove the adapter first."
+            )
+        return (_rebuild, (base, parameter), *state)
+
+    def __prepare_scriptable__(self: nn.Module) -> nn.Module:  # noqa: N807
+        raise PatchError(
+            f"TorchScript cannot compile a patched {base.__name__}: merge the adapter first "
+            "(e3sparse.merge(model)), or take it out (adapter.remove())."
+        )
+
+    namespace: dict[str, Any] = {
+        "__doc__": base.__doc__,
+        "__module__": base.__module__,
+        "__reduce_ex__": __reduce_ex__,
+        "__prepare_scriptable__": __prepare_scriptable__,
+        "_e3sparse_base": base,
+    }
+    if parameter is None:
+
+        def _get_weights(self: Any, weight: Any) -> Tensor:
+            # e3nn/o3/_tensor_product/_tensor_product.py: forward and right both come by here.
+            given = base._get_weights(self, weight)  # type: ignore[operator]
+            return self._modules[SUBMODULE].reweighted(given)
+
+        namespace["_get_weights"] = _get_weights
+    else:
+
+        def effective(self: Any) -> Tensor:
+            return self._modules[SUBMODULE].added_to(self._parameters[parameter])
+
+        namespace[parameter] = property(effective, doc="W + ΔW of the active adapters.")
+    return type(f"Patched{base.__name__}", (base,), namespace)
+
+
+def inject(module: nn.Module, layout: Layout) -> LayerDeltas:
+    """Return the layer's `LayerDeltas`, patching the layer if it is not patched yet."""
+    present = module._modules.get(SUBMODULE)
+    if isinstance(present, LayerDeltas):
+        return present
+    deltas = LayerDeltas(layout)
+    module.add_module(SUBMODULE, deltas)
+    module.__class__ = patched_class(type(module), layout.parameter)
+    return deltas
+
+
+def eject(module: nn.Module) -> None:
+    """Give the layer its own class back and take its `LayerDeltas` out."""
+    del module._modules[SUBMODULE]
+    module.__class__ = type(module)._e3sparse_base
