@@ -52,6 +52,7 @@ class Method(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
+    default_lr: ClassVar[float] = 1e-2
 
     @abstractmethod
     def delta(self, layout: Layout, weight: Tensor, generator: torch.Generator) -> Delta:

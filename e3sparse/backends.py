@@ -1,0 +1,221 @@
+"""What a framework has to offer, and how its backend is found.
+
+A backend is a class with the interface of `Backend`, registered by its distribution under the
+entry-point group `e3sparse.backends`. Everything else in e3sparse works through `Potential`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from ase import Atoms
+from torch import Tensor, nn
+
+from e3sparse.deltas import Method
+from e3sparse.errors import ConfigError, nearest
+from e3sparse.paths import Species
+from e3sparse.targets import Targets
+
+GROUP = "e3sparse.backends"
+
+
+class Prediction(NamedTuple):
+    """What a potential says of a batch of B frames with N atoms in all.
+
+    Attributes
+    ----------
+    energy
+        (B,) total energies in eV.
+    forces
+        (N, 3) in eV/Å.
+    stress
+        (B, 3, 3) in eV/Å³, positive under tension (ASE's sign); without meaning for frames that
+        are not periodic. None if the model has none.
+    """
+
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor | None
+
+
+class Potential(ABC):
+    """A model loaded by its framework.
+
+    Attributes
+    ----------
+    module
+        The framework's own module, on which `e3sparse.patch` works.
+    name
+        The name or path that it was loaded by.
+    cutoff
+        In Å.
+    species
+        The elements that the model knows, and which layers have an axis over them.
+    fold_into
+        Path of each tensor product with external weights, and of the linear layer that makes
+        the weights.
+    framework
+        Distribution names and versions, for the record.
+    """
+
+    module: nn.Module
+    name: str
+    cutoff: float
+    species: Species
+    fold_into: Mapping[str, str]
+    framework: Mapping[str, str]
+
+    @abstractmethod
+    def graph(self, atoms: Atoms) -> Any:
+        """Return one frame as the framework's graph, neighbours included."""
+
+    @abstractmethod
+    def collate(self, graphs: Sequence[Any]) -> Any:
+        """Return a batch, which has a method `to(device)`."""
+
+    @abstractmethod
+    def forward(self, batch: Any) -> Prediction:
+        """Evaluate a batch. In train mode the forces carry a graph for the loss gradient."""
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write the (unpatched) model as an ordinary file of the framework."""
+
+    @abstractmethod
+    def shift_energies(self, shifts: Mapping[int, float]) -> None:
+        """Add to the energy of each atom of element Z the shift in eV."""
+
+    @abstractmethod
+    def reinitialize(self, seed: int) -> None:
+        """Draw all weights anew, as for training from scratch."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next(self.module.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    def patch(self, targets: Targets, method: str | Method, **options: Any) -> Any:
+        """Patch the module with what this backend knows of species and radial networks."""
+        from e3sparse.adapter import patch
+
+        return patch(
+            self.module, targets, method, species=self.species, fold_into=self.fold_into, **options
+        )
+
+    def load_adapter(self, directory: str | Path, **options: Any) -> Any:
+        """Load an adapter onto the module, its energy references included."""
+        from e3sparse.adapter_file import load
+
+        adapter = load(
+            self.module, directory, species=self.species, fold_into=self.fold_into, **options
+        )
+        self.shift_energies(adapter.energy_references)
+        return adapter
+
+
+class Backend(ABC):
+    """How models of one framework are recognised and loaded."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def model_names(self) -> Sequence[str]:
+        """Return the names of pretrained models that `load` understands, besides paths."""
+
+    @abstractmethod
+    def recognises(self, path: Path) -> bool:
+        """Whether an existing file looks like a model of this framework."""
+
+    @abstractmethod
+    def load(
+        self, model: str, *, device: str, dtype: torch.dtype | None, head: str | None
+    ) -> Potential:
+        """Load a model by name or path.
+
+        Parameters
+        ----------
+        model
+            A name of `model_names` or a path.
+        device
+            Such as `"cpu"` or `"cuda"`.
+        dtype
+            None for the precision that the file has.
+        head
+            Head, modality or level of theory of a model that has several.
+        """
+
+
+def installed() -> dict[str, EntryPoint]:
+    """Return the entry point of each backend by name; none is imported."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def get_backend(name: str) -> Backend:
+    """Import a backend by name.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name, or its framework is not installed.
+    """
+    known = installed()
+    if name not in known:
+        raise ConfigError(
+            f"There is no backend '{name}'.{nearest(name, known)} "
+            f"Installed: {', '.join(known) or 'none'}."
+        )
+    try:
+        backend = known[name].load()()
+    except ImportError as error:
+        raise ConfigError(
+            f"Backend '{name}' cannot be imported ({error}): pip install 'e3sparse[{name}]'."
+        ) from error
+    assert isinstance(backend, Backend)
+    return backend
+
+
+def load_potential(
+    model: str,
+    *,
+    backend: str | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    head: str | None = None,
+) -> Potential:
+    """Load a model by name or path with the backend that knows it.
+
+    Raises
+    ------
+    ConfigError
+        If `model` is neither a name that an installed backend knows nor a file of one.
+    """
+    if backend is not None:
+        return get_backend(backend).load(model, device=device, dtype=dtype, head=head)
+    names: list[str] = []
+    for candidate in installed():
+        try:
+            found = get_backend(candidate)
+        except ConfigError:
+            continue
+        names += found.model_names()
+        path = Path(model)
+        if model.lower() in found.model_names() or (path.is_file() and found.recognises(path)):
+            return found.load(model, device=device, dtype=dtype, head=head)
+    if Path(model).is_file():
+        raise ConfigError(
+            f"'{model}' is no model file of an installed backend "
+            f"({', '.join(installed()) or 'none is installed'}). Name one with --backend to see "
+            "why it cannot read the file."
+        )
+    raise ConfigError(
+        f"'{model}' is neither a file nor a model name.{nearest(model, names)} "
+        f"Names: {', '.join(names) or 'none, because no backend is installed'}."
+    )

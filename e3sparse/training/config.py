@@ -1,0 +1,129 @@
+"""The settings of a fine-tuning run, from flags and a YAML file."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from e3sparse.deltas import METHODS
+from e3sparse.errors import ConfigError, nearest
+from e3sparse.training.frames import LabelKeys
+from e3sparse.training.losses import Loss
+
+WHOLE_MODEL = ("full", "scratch")
+
+
+class FinetuneConfig(BaseModel):
+    """Everything that decides the outcome of a run; `run/config.yaml` holds it resolved.
+
+    Attributes
+    ----------
+    model, backend, head
+        Name or path of the base model; its framework, found out if None; its head or level of
+        theory, where it has several.
+    train, valid, test
+        Files that ASE reads. Without `valid`, a share `valid_fraction` of train is held out.
+    targets, method, method_settings
+        As for `e3sparse.patch`; method also `"full"` (full fine-tuning) and `"scratch"`.
+    e0s
+        `"fit"`: per-element energy shift by least squares on the training frames, `"keep"`: the
+        base model's references.
+    epochs, max_steps
+        Length of the training; `max_steps` counts if it is given.
+    patience
+        Validations without a better one after which to stop; None to go to the end.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    backend: str | None = None
+    head: str | None = None
+    device: str = "auto"
+    dtype: Literal["float32", "float64"] | None = None
+
+    train: Path
+    valid: Path | None = None
+    test: Path | None = None
+    valid_fraction: float = Field(0.1, gt=0, lt=1)
+    keys: LabelKeys = LabelKeys()
+
+    targets: str | list[str] = "linear"
+    method: str = "budget"
+    method_settings: dict[str, Any] = Field(default_factory=dict)
+    e0s: Literal["keep", "fit"] = "fit"
+
+    epochs: int = Field(50, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(8, ge=1)
+    valid_batch_size: int = Field(32, ge=1)
+    valid_every: int = Field(1, ge=1)
+    lr: float | None = Field(None, gt=0)
+    optimizer: str = "schedule_free"
+    loss: Loss = Loss()
+    patience: int | None = Field(None, ge=1)
+    seed: int = 0
+
+    out: Path = Path("run")
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        known = [*METHODS, *WHOLE_MODEL]
+        if method not in known:
+            raise ValueError(
+                f"there is no method '{method}'.{nearest(method, known)} "
+                f"Methods: {', '.join(known)}"
+            )
+        return method
+
+    @property
+    def whole_model(self) -> bool:
+        """Whether the model itself is trained, without a delta."""
+        return self.method in WHOLE_MODEL
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate asked for, or the method's own."""
+        if self.lr is not None:
+            return self.lr
+        return 3e-3 if self.whole_model else METHODS[self.method].default_lr
+
+
+def make_config(values: dict[str, Any]) -> FinetuneConfig:
+    """Check settings.
+
+    Raises
+    ------
+    ConfigError
+        Naming the setting that is wrong.
+    """
+    try:
+        return FinetuneConfig.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for e in error.errors():
+            name = ".".join(map(str, e["loc"]))
+            hint = nearest(name, FinetuneConfig.model_fields) if e["type"] == "extra_forbidden" else ""
+            problems.append(f"{name}: {e['msg']}.{hint}")
+        raise ConfigError("Settings are wrong: " + " ".join(problems)) from None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read or holds no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}).") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no settings: expected 'name: value' lines.")
+    return values

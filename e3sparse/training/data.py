@@ -1,0 +1,136 @@
+"""Batches of frames and a Lightning data module over them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from e3sparse.backends import Potential
+from e3sparse.training.frames import Frame
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B frames with N atoms in all.
+
+    Attributes
+    ----------
+    inputs
+        The framework's own batch.
+    energy
+        (B,) float64, eV, less the per-element references.
+    forces
+        (N, 3) in eV/Å.
+    stress
+        (B, 3, 3) in eV/Å³; zero where there is no label.
+    has_stress
+        (B,) bool.
+    atoms
+        (B,) number of atoms.
+    numbers
+        (N,) atomic numbers.
+    """
+
+    inputs: Any
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor
+    has_stress: Tensor
+    atoms: Tensor
+    numbers: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return replace(self, **{name: part.to(device) for name, part in vars(self).items()})
+
+
+class FrameDataset(Dataset[tuple[Any, Frame, float]]):
+    """Frames with their graphs, which are built once.
+
+    Parameters
+    ----------
+    frames
+        Labelled frames.
+    potential
+        Makes the graphs.
+    references
+        Per-element energies in eV that are subtracted from the labels.
+    """
+
+    def __init__(
+        self, frames: Sequence[Frame], potential: Potential, references: dict[int, float]
+    ) -> None:
+        self.frames = frames
+        self.graphs = [potential.graph(frame.atoms) for frame in frames]
+        self.offsets = [
+            sum(references.get(int(z), 0.0) for z in frame.atoms.numbers) for frame in frames
+        ]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> tuple[Any, Frame, float]:
+        return self.graphs[index], self.frames[index], self.offsets[index]
+
+
+def loader(
+    dataset: FrameDataset, potential: Potential, batch_size: int, sampler: Any = None
+) -> DataLoader[Any]:
+    """Return batches of a data set, in order unless a sampler is given."""
+
+    def collate(items: list[tuple[Any, Frame, float]]) -> Batch:
+        graphs, frames, offsets = zip(*items, strict=True)
+        dtype = potential.dtype
+        stress = [torch.zeros(3, 3) if f.stress is None else f.stress for f in frames]
+        return Batch(
+            inputs=potential.collate(graphs),
+            energy=torch.tensor(
+                [f.energy - o for f, o in zip(frames, offsets, strict=True)], dtype=torch.float64
+            ),
+            forces=torch.cat([torch.as_tensor(f.forces, dtype=dtype) for f in frames]),
+            stress=torch.stack([torch.as_tensor(s, dtype=dtype) for s in stress]),
+            has_stress=torch.tensor([f.stress is not None for f in frames]),
+            atoms=torch.tensor([len(f.atoms) for f in frames]),
+            numbers=torch.cat([torch.as_tensor(f.atoms.numbers) for f in frames]).long(),
+        )
+
+    return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate)
+
+
+class Frames(LightningDataModule):
+    """Training and validation frames.
+
+    The order of the training frames depends on the seed and the epoch only, so that a resumed
+    run sees what an uninterrupted one would have.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        train: FrameDataset,
+        valid: FrameDataset,
+        *,
+        batch_size: int,
+        valid_batch_size: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.potential = potential
+        self.train, self.valid = train, valid
+        self.batch_size, self.valid_batch_size = batch_size, valid_batch_size
+        self.seed = seed
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        ranks, rank = (
+            (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        )
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            self.train, num_replicas=ranks, rank=rank, seed=self.seed
+        )
+        return loader(self.train, self.potential, self.batch_size, sampler)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return loader(self.valid, self.potential, self.valid_batch_size)

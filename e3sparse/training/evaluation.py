@@ -1,0 +1,91 @@
+"""Errors of a potential on labelled frames."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from ase.data import chemical_symbols
+
+from e3sparse.backends import Potential
+from e3sparse.training.data import FrameDataset, loader
+from e3sparse.training.frames import Array, Frame
+from e3sparse.training.references import reference_energy
+
+MEV = 1000.0
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Energies (eV), forces (eV/Å) and stresses (eV/Å³) of a potential for some frames."""
+
+    energy: Array  # (frames,)
+    forces: list[Array]  # (atoms, 3) each
+    stress: list[Array | None]  # (3, 3) each
+
+
+def predict(potential: Potential, frames: Sequence[Frame], batch_size: int = 16) -> Predictions:
+    """Evaluate a potential on frames, labels unused."""
+    potential.module.eval()
+    energies: list[Array] = []
+    forces: list[Array] = []
+    stresses: list[Array | None] = []
+    for batch in loader(FrameDataset(frames, potential, {}), potential, batch_size):
+        out = potential.forward(batch.inputs.to(potential.device))
+        energies.append(out.energy.detach().cpu().double().numpy())
+        splits = np.cumsum(batch.atoms.numpy())[:-1]
+        forces += np.split(out.forces.detach().cpu().double().numpy(), splits)
+        if out.stress is None:
+            stresses += [None] * len(batch.atoms)
+        else:
+            stresses += list(out.stress.detach().cpu().double().numpy())
+    return Predictions(np.concatenate(energies), forces, stresses)
+
+
+def errors(
+    frames: Sequence[Frame], predicted: Predictions, references: dict[int, float] | None = None
+) -> dict[str, float]:
+    """Return mean absolute and root mean square errors.
+
+    Parameters
+    ----------
+    frames, predicted
+        Labels and what the potential says.
+    references
+        Per-element shifts in eV that are added to the predicted energies.
+
+    Returns
+    -------
+    dict
+        `energy_*` in meV/atom, `forces_*` in meV/Å, `stress_*` in meV/Å³ (where there are
+        labels), and `forces_mae_<symbol>` per element.
+    """
+    offsets = np.array([reference_energy(f, references or {}) for f in frames])
+    labels = np.array([frame.energy for frame in frames])
+    atoms = np.array([len(frame.atoms) for frame in frames])
+    out = _mae_rmse("energy", (predicted.energy + offsets - labels) / atoms)
+    off = np.concatenate([p - f.forces for f, p in zip(frames, predicted.forces, strict=True)])
+    out |= _mae_rmse("forces", off)
+    numbers = np.concatenate([frame.atoms.numbers for frame in frames])
+    for z in np.unique(numbers):
+        out[f"forces_mae_{chemical_symbols[z]}"] = float(np.abs(off[numbers == z]).mean() * MEV)
+    stress = [
+        p - f.stress
+        for f, p in zip(frames, predicted.stress, strict=True)
+        if f.stress is not None and p is not None
+    ]
+    if stress:
+        out |= _mae_rmse("stress", np.stack(stress))
+    return out
+
+
+def _mae_rmse(name: str, off: Array) -> dict[str, float]:
+    return {
+        f"{name}_mae": float(np.abs(off).mean() * MEV),
+        f"{name}_rmse": float(np.sqrt(np.square(off).mean()) * MEV),
+    }
+
+
+def error_table(rows: dict[str, dict[str, float]]) -> pd.DataFrame:
+    """Return one row per name, with the columns that any of them has."""
+    return pd.DataFrame.from_dict(rows, orient="index")

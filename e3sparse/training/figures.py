@@ -1,0 +1,85 @@
+"""Figures of a run: learning curve and parity before and after."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from e3sparse.files import replacing
+from e3sparse.training.evaluation import Predictions
+from e3sparse.training.frames import Array, Frame
+from e3sparse.training.references import reference_energy
+
+
+def learning_curve(metrics: pd.DataFrame, path: Path) -> None:
+    """Draw training and validation force errors and the sparsity against the step."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for column, label, style in (
+        ("train/forces_mae", "training batch", {"color": "0.7", "lw": 1}),
+        ("valid/forces_mae", "validation", {"color": "C0", "marker": "o", "ms": 3}),
+    ):
+        if column in metrics:
+            rows = metrics.dropna(subset=[column])
+            axes.plot(rows["step"], rows[column], label=label, **style)
+    axes.set(xlabel="optimizer step", ylabel="force MAE (meV/Å)", yscale="log")
+    axes.legend(loc="upper right")
+    if "sparsity" in metrics:
+        rows = metrics.dropna(subset=["sparsity"])
+        right = axes.twinx()
+        right.plot(rows["step"], 100 * rows["sparsity"], color="C1", ls="--")
+        right.set(ylabel="layer-wise sparsity (%), dashed", ylim=(0, 103))
+    _write(figure, path)
+
+
+def parity(
+    frames: Sequence[Frame],
+    before: Predictions,
+    after: Predictions,
+    references: dict[int, float],
+    path: Path,
+) -> None:
+    """Draw energies and forces against the labels, for the base model and the result.
+
+    Energies are per atom and relative to their mean; the per-element references are added to
+    both models, so that the base model is not charged with another zero of energy.
+    """
+    atoms = np.array([len(frame.atoms) for frame in frames])
+    energy = np.array([frame.energy for frame in frames]) / atoms
+    offsets = np.array([reference_energy(f, references) for f in frames]) / atoms
+    forces = np.concatenate([frame.forces for frame in frames]).ravel()
+    figure, axes = plt.subplots(2, 2, figsize=(8, 7.4), layout="constrained")
+    for column, (name, model) in enumerate((("before", before), ("after", after))):
+        predicted = model.energy / atoms + offsets
+        _panel(
+            axes[0, column],
+            1000 * (energy - energy.mean()),
+            1000 * (predicted - energy.mean()),
+            "energy (meV/atom)",
+            name,
+        )
+        _panel(axes[1, column], forces, np.concatenate(model.forces).ravel(), "force (eV/Å)", name)
+    _write(figure, path)
+
+
+def _panel(axes: plt.Axes, label: Array, predicted: Array, quantity: str, name: str) -> None:
+    low, high = float(min(label.min(), predicted.min())), float(max(label.max(), predicted.max()))
+    axes.plot([low, high], [low, high], color="0.6", lw=1)
+    axes.plot(label, predicted, ".", ms=3, alpha=0.5)
+    mae = np.abs(predicted - label).mean()
+    axes.set(
+        xlabel=f"reference {quantity}",
+        ylabel=f"predicted {quantity}",
+        title=f"{name}: MAE {mae:.3g}",
+        aspect="equal",
+    )
+
+
+def _write(figure: plt.Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    plt.close(figure)

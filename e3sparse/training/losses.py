@@ -1,0 +1,40 @@
+"""Weighted Huber losses on energy per atom, forces and stress."""
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn.functional import huber_loss
+
+from e3sparse.backends import Prediction
+from e3sparse.training.data import Batch
+
+
+class Loss(BaseModel):
+    """L = w_E·H(ΔE/N) + w_F·H(ΔF) + w_S·H(Δσ), each a mean over its entries (paper §4.2).
+
+    Attributes
+    ----------
+    energy, forces, stress
+        Weights, for errors in eV/atom, eV/Å and eV/Å³.
+    delta
+        Where the Huber loss H turns from quadratic to linear, in the same units.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    energy: float = Field(1.0, ge=0)
+    forces: float = Field(1.0, ge=0)
+    stress: float = Field(1.0, ge=0)
+    delta: float = Field(0.01, gt=0)
+
+    def __call__(self, predicted: Prediction, batch: Batch) -> Tensor:
+        """Return the loss of a batch, a scalar."""
+        # The reference energies are subtracted in float64 before anything is rounded.
+        target = (batch.energy / batch.atoms).to(predicted.energy)
+        per_atom = predicted.energy / batch.atoms
+        loss = self.energy * huber_loss(per_atom, target, delta=self.delta)
+        loss = loss + self.forces * huber_loss(predicted.forces, batch.forces, delta=self.delta)
+        if predicted.stress is not None and batch.has_stress.any() and self.stress > 0:
+            rows = batch.has_stress
+            stress = huber_loss(predicted.stress[rows], batch.stress[rows], delta=self.delta)
+            loss = loss + self.stress * stress
+        return loss

@@ -1,0 +1,130 @@
+"""The Lightning module: one step, the schedule of the delta, validation."""
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from e3sparse.adapter import Adapter
+from e3sparse.backends import Potential, Prediction
+from e3sparse.deltas import ParamGroup
+from e3sparse.injection import cached
+from e3sparse.training.data import Batch
+from e3sparse.training.losses import Loss
+from e3sparse.training.optimizers import make_optimizer, set_averaged
+
+MEV = 1000.0
+
+
+class FineTuning(LightningModule):
+    """Fine-tunes a potential through its adapter, or whole if there is none.
+
+    Parameters
+    ----------
+    potential
+        The model; patched already if there is an adapter.
+    adapter
+        None for full fine-tuning.
+    loss
+        The weighted loss.
+    optimizer, lr
+        See `e3sparse.training.optimizers`.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        adapter: Adapter | None,
+        *,
+        loss: Loss,
+        optimizer: str,
+        lr: float,
+    ) -> None:
+        super().__init__()
+        self.model = potential.module
+        self.potential = potential
+        self.adapter = adapter
+        self.loss = loss
+        self.optimizer_name = optimizer
+        self.lr = lr
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return what the optimizer holds."""
+        if self.adapter is not None:
+            return self.adapter.parameters()
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    @property
+    def settled(self) -> bool:
+        """Whether a model saved now has its final sparsity."""
+        return self.adapter is None or self.adapter.settled
+
+    def configure_optimizers(self) -> Any:
+        groups: list[ParamGroup]
+        if self.adapter is not None:
+            groups = self.adapter.param_groups(self.lr)
+        else:
+            groups = [{"params": self.trained_parameters(), "lr": self.lr, "weight_decay": 0.0}]
+        steps = int(self.trainer.estimated_stepping_batches)
+        optimizer, scheduler = make_optimizer(self.optimizer_name, groups, steps)
+        if scheduler is None:
+            return optimizer
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        with cached():
+            predicted = self.potential.forward(batch.inputs)
+            loss = self.loss(predicted, batch)
+        forces_mae = (predicted.forces.detach() - batch.forces).abs().mean() * MEV
+        self.log("train/loss", loss.detach(), on_step=True, on_epoch=False)
+        self.log("train/forces_mae", forces_mae, on_step=True, on_epoch=False)
+        return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        # Positions are leaves too, and nobody wants the gradient of the loss with respect to them.
+        loss.backward(*args, inputs=self.trained_parameters(), **kwargs)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
+        if self.adapter is not None:
+            done = self.trainer.global_step / int(self.trainer.estimated_stepping_batches)
+            self.adapter.step(done)
+
+    def on_train_start(self) -> None:
+        self._swap(averaged=False)
+
+    def on_validation_start(self) -> None:
+        self._swap(averaged=True)
+
+    def on_validation_end(self) -> None:
+        # Lightning has called the callbacks by now: checkpoints hold the averaged weights.
+        if self.trainer.training:
+            self._swap(averaged=False)
+
+    def _swap(self, averaged: bool) -> None:
+        if self.trainer.optimizers:
+            set_averaged(self.trainer.optimizers[0], averaged)
+            if self.adapter is not None:
+                self.adapter.refresh()
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        with torch.enable_grad():
+            predicted = self.potential.forward(batch.inputs)
+        predicted = Prediction(*(None if p is None else p.detach() for p in predicted))
+        frames, atoms = len(batch.atoms), len(batch.forces)
+        energy_error = (predicted.energy - batch.energy) / batch.atoms
+        forces_error = predicted.forces - batch.forces
+        self._log_valid("loss", self.loss(predicted, batch), frames)
+        self._log_valid("energy_mae", energy_error.abs().mean() * MEV, frames)
+        self._log_valid("forces_mae", forces_error.abs().mean() * MEV, atoms)
+
+    def on_validation_epoch_end(self) -> None:
+        metrics = self.trainer.callback_metrics
+        # Only a model at its final sparsity may count as the best.
+        score = metrics["valid/loss"] if self.settled else torch.tensor(torch.inf)
+        self.log("valid/score", score, sync_dist=False)
+        if self.adapter is not None:
+            self.log("sparsity", self.adapter.sparsity().layerwise)
+
+    def _log_valid(self, name: str, value: Tensor, weight: int) -> None:
+        self.log(f"valid/{name}", value.float(), batch_size=weight, on_epoch=True, sync_dist=True)

@@ -1,0 +1,64 @@
+"""Optimizers by name, over groups that the method declares."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from schedulefree import AdamWScheduleFree
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+
+from e3sparse.deltas import ParamGroup
+from e3sparse.errors import ConfigError, nearest
+
+Made = tuple[Optimizer, LRScheduler | None]
+
+
+def _schedule_free(groups: list[ParamGroup], steps: int) -> Made:
+    return AdamWScheduleFree(groups, warmup_steps=max(1, steps // 20)), None
+
+
+def _adamw(groups: list[ParamGroup], steps: int) -> Made:
+    optimizer = AdamW(groups)
+    return optimizer, CosineAnnealingLR(optimizer, T_max=max(1, steps))
+
+
+def _sgd(groups: list[ParamGroup], steps: int) -> Made:
+    return SGD(groups), None
+
+
+OPTIMIZERS: dict[str, Callable[[list[ParamGroup], int], Made]] = {
+    "schedule_free": _schedule_free,
+    "adamw": _adamw,
+    "sgd": _sgd,
+}
+
+
+def make_optimizer(name: str, groups: list[ParamGroup], steps: int) -> Made:
+    """Return an optimizer and, if it wants one, a scheduler that is stepped every step.
+
+    Parameters
+    ----------
+    name
+        `"schedule_free"` (schedule-free AdamW), `"adamw"` (with a cosine to zero) or `"sgd"`.
+    groups
+        Parameter groups with their own learning rates and decays.
+    steps
+        Optimizer steps in all.
+    """
+    if name not in OPTIMIZERS:
+        raise ConfigError(
+            f"There is no optimizer '{name}'.{nearest(name, OPTIMIZERS)} "
+            f"Optimizers: {', '.join(OPTIMIZERS)}."
+        )
+    return OPTIMIZERS[name](groups, steps)
+
+
+def set_averaged(optimizer: Optimizer | Any, averaged: bool) -> None:
+    """Put the averaged weights of a schedule-free optimizer in place, or the training ones.
+
+    Other optimizers have one set of weights, and nothing happens.
+    """
+    if hasattr(optimizer, "train") and hasattr(optimizer, "eval"):
+        with torch.no_grad():
+            optimizer.eval() if averaged else optimizer.train()

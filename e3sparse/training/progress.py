@@ -1,0 +1,87 @@
+"""A bar over the whole run with loss, force MAE, sparsity and time left."""
+
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class RunProgress(ProgressBar):
+    """One bar for all epochs; where the output is no terminal, a line for each validation."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+        self._progress: Progress | None = None
+        self._task: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        if not self._console.is_terminal or trainer.global_rank != 0:
+            return
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            console=self._console,
+        )
+        self._progress.start()
+        self._task = self._progress.add_task(
+            "", total=int(trainer.estimated_stepping_batches), completed=trainer.global_step,
+            metrics="",
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar on."""
+        if self._progress is not None:
+            self._progress.update(
+                self._task, completed=trainer.global_step, metrics=_line(trainer, "train")
+            )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print a line where there is no bar."""
+        if self._progress is None and trainer.global_rank == 0:
+            total = int(trainer.estimated_stepping_batches)
+            self._console.print(f"step {trainer.global_step}/{total}  {_line(trainer, 'valid')}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bar, so that the error stands alone."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _line(trainer: Trainer, split: str) -> str:
+    metrics = trainer.callback_metrics
+    parts = []
+    if f"{split}/loss" in metrics:
+        parts.append(f"{split} loss {float(metrics[f'{split}/loss']):.4f}")
+    if f"{split}/forces_mae" in metrics:
+        parts.append(f"F MAE {float(metrics[f'{split}/forces_mae']):.1f} meV/Å")
+    if "sparsity" in metrics:
+        parts.append(f"sparsity {float(metrics['sparsity']):.1%}")
+    return "  ".join(parts)

@@ -1,0 +1,216 @@
+"""SevenNet: load by name or checkpoint, evaluate, write a checkpoint that SevenNet loads."""
+
+import copy
+import pickle
+import uuid
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+import sevenn
+import sevenn._keys as KEY
+import sevenn.util
+import torch
+from ase import Atoms
+from sevenn.atom_graph_data import AtomGraphData
+from sevenn.checkpoint import SevenNetCheckpoint
+from sevenn.model_build import build_E3_equivariant_model
+from sevenn.nn.convolution import IrrepsConvolution
+from sevenn.nn.scale import ModalWiseRescale, Rescale
+from sevenn.nn.self_connection import SelfConnectionIntro
+from sevenn.train.dataload import unlabeled_atoms_to_graph
+from torch import Tensor
+from torch_geometric.loader.dataloader import Collater
+
+from e3sparse.backends import Backend, Potential, Prediction
+from e3sparse.errors import ConfigError, PatchError, nearest
+from e3sparse.files import replacing
+from e3sparse.injection import SUBMODULE
+from e3sparse.paths import Species
+
+_NAMES = ("7net-0", "7net-0_22may2024", "7net-l3i5", "7net-mf-0")
+_DOWNLOADS = ("7net-mf-ompa", "7net-omat", "7net-omni", "7net-omni-i8", "7net-omni-i12")
+# SevenNet writes xx, yy, zz, xy, yz, zx.
+_TO_MATRIX = torch.tensor([[0, 3, 5], [3, 1, 4], [5, 4, 2]])
+
+
+class SevenNetPotential(Potential):
+    """A SevenNet model with e3nn convolutions."""
+
+    def __init__(
+        self,
+        name: str,
+        checkpoint: SevenNetCheckpoint,
+        *,
+        device: str,
+        dtype: torch.dtype | None,
+        head: str | None,
+    ) -> None:
+        self.name = name
+        self.config = checkpoint.config
+        self.head = _checked_head(name, self.config, head)
+        self.module = checkpoint.build_model().to(device=device, dtype=dtype)
+        self.module.set_is_batch_data(True)
+        self.cutoff = float(self.config[KEY.CUTOFF])
+        self.framework = {"sevenn": sevenn.__version__}
+        self._type_map: dict[int, int] = self.config[KEY.TYPE_MAP]
+        self.species = Species(
+            tuple(sorted(self._type_map, key=lambda z: self._type_map[z])), self._species_axes()
+        )
+        self.fold_into = {
+            f"{path}.convolution": f"{path}.weight_nn.layer{len(module.weight_nn.hs) - 2}"
+            for path, module in self.module.named_modules()
+            if isinstance(module, IrrepsConvolution)
+        }
+        if self.dtype != torch.float32:
+            # OnehotEmbedding casts to float32 whatever the precision of the model is.
+            embedding = self.module._modules["onehot_idx_to_onehot"]
+            embedding.register_forward_hook(_cast_onehot)
+
+    def _species_axes(self) -> dict[str, int]:
+        axes = {
+            f"{path}.fc_tensor_product": 1
+            for path, module in self.module.named_modules()
+            if isinstance(module, SelfConnectionIntro)
+        }
+        # With a modality embedding the one-hot input is longer than the list of elements, and
+        # the rows behind it are the modalities': index order keeps the elements first.
+        return axes | {"onehot_to_feature_x.linear": 0}
+
+    def graph(self, atoms: Atoms) -> AtomGraphData:
+        arrays = unlabeled_atoms_to_graph(atoms, self.cutoff)
+        info = arrays.pop(KEY.INFO)
+        tensors = {k: sevenn.util.dtype_correct(v, self.dtype) for k, v in arrays.items()}
+        data = AtomGraphData(**tensors, **{KEY.INFO: info})
+        if self.head is not None:
+            data[KEY.DATA_MODALITY] = self.head
+        return data
+
+    def collate(self, graphs: Sequence[AtomGraphData]) -> Any:
+        return Collater(graphs)(list(graphs))
+
+    def forward(self, batch: Any) -> Prediction:
+        # SevenNet writes its results into the batch and sets requires_grad on the edges in place.
+        data = copy.copy(batch)
+        data[KEY.EDGE_VEC] = batch[KEY.EDGE_VEC].detach().clone()
+        data[KEY.CELL_VOLUME] = batch[KEY.CELL_VOLUME].clone()
+        data[KEY.EDGE_VEC].requires_grad_(True)
+        out = self.module(data)
+        virial: Tensor = out[KEY.PRED_STRESS]  # (B, 6)
+        return Prediction(
+            energy=out[KEY.PRED_TOTAL_ENERGY],
+            forces=out[KEY.PRED_FORCE],
+            stress=-virial[:, _TO_MATRIX.to(virial.device)],
+        )
+
+    def save(self, path: Path) -> None:
+        keys = self.module.state_dict()
+        if any(f".{SUBMODULE}." in f".{key}" for key in keys):
+            raise PatchError(
+                "SevenNet would read a checkpoint of a patched model without its deltas: merge "
+                "the adapter first."
+            )
+        # The weights were brought to this version's order of convolution paths when they were
+        # loaded; the version that the file was written with would make SevenNet permute again.
+        config = {**self.config, "version": sevenn.__version__}
+        checkpoint = {
+            "model_state_dict": {key: value.cpu() for key, value in keys.items()},
+            "config": config,
+            "epoch": None,
+            "time": datetime.now().strftime("%Y-%m-%d %H:%M"),
+            "hash": uuid.uuid4().hex,
+        }
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def shift_energies(self, shifts: Mapping[int, float]) -> None:
+        if not shifts:
+            return
+        rescale = self.module._modules["rescale_atomic_energy"]
+        if isinstance(rescale, Rescale):
+            raise ConfigError(
+                f"{self.name} has one energy shift for all elements, so per-element energy "
+                "references cannot be folded into it: use --e0s keep."
+            )
+        with torch.no_grad():
+            for number, shift in shifts.items():
+                rescale.shift[self._shift_index(rescale, number)] += shift
+
+    def _shift_index(self, rescale: Any, number: int) -> Any:
+        element = self._type_map[number]
+        if isinstance(rescale, ModalWiseRescale) and rescale.use_modal_wise_shift:
+            return self.config[KEY.MODAL_MAP][self.head], element
+        return element
+
+    def reinitialize(self, seed: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            drawn = build_E3_equivariant_model(copy.deepcopy(self.config)).state_dict()
+        # Normalisations that were measured on the training data are not weights.
+        kept = ("denominator", "rescale_atomic_energy.shift", "rescale_atomic_energy.scale")
+        now = self.module.state_dict()
+        self.module.load_state_dict(
+            {key: now[key] if key.endswith(kept) else value for key, value in drawn.items()}
+        )
+
+
+class SevenNetBackend(Backend):
+    """Models of the `sevenn` package."""
+
+    name: ClassVar[str] = "sevennet"
+
+    def model_names(self) -> Sequence[str]:
+        return (*_NAMES, *_DOWNLOADS)
+
+    def recognises(self, path: Path) -> bool:
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            # Only looked at as bytes: nothing is unpickled to find out what a file is.
+            return any(b"model_state_dict" in archive.read(name) for name in pickles)
+
+    def load(
+        self, model: str, *, device: str, dtype: torch.dtype | None, head: str | None
+    ) -> SevenNetPotential:
+        if not Path(model).is_file() and model.lower() not in self.model_names():
+            raise ConfigError(
+                f"'{model}' is neither a file nor a SevenNet model."
+                f"{nearest(model, self.model_names())} Names: {', '.join(self.model_names())}."
+            )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                checkpoint = sevenn.util.load_checkpoint(model)
+                if not checkpoint.config or not checkpoint.model_state_dict:
+                    raise ConfigError(f"'{model}' is not a SevenNet checkpoint.")
+                return SevenNetPotential(model, checkpoint, device=device, dtype=dtype, head=head)
+        except (OSError, RuntimeError, EOFError, KeyError, AttributeError, pickle.PickleError) as e:
+            if model.lower() in _DOWNLOADS:
+                raise ConfigError(
+                    f"'{model}' is not shipped with sevenn and could not be downloaded ({e}): "
+                    "download it where there is a network and give its path."
+                ) from e
+            raise ConfigError(f"'{model}' cannot be loaded as a SevenNet checkpoint ({e}).") from e
+
+
+def _cast_onehot(module: Any, inputs: Any, data: Any) -> Any:
+    onehot = data[module.key_output].to(data[KEY.EDGE_VEC].dtype)
+    data[module.key_output] = onehot
+    if module.key_additional_output is not None:
+        data[module.key_additional_output] = onehot
+    return data
+
+
+def _checked_head(name: str, config: Mapping[str, Any], head: str | None) -> str | None:
+    heads = list(config.get(KEY.MODAL_MAP) or {}) if config.get(KEY.USE_MODALITY) else []
+    if head in heads or (head is None and not heads):
+        return head
+    if not heads:
+        raise ConfigError(f"{name} has one level of theory only: leave --head out.")
+    if head is None:
+        raise ConfigError(f"{name} has several levels of theory: choose --head {' | '.join(heads)}.")
+    raise ConfigError(f"{name} has no head '{head}'.{nearest(head, heads)} It has: {', '.join(heads)}.")
