@@ -7,6 +7,7 @@ executed.
 
 from collections.abc import Mapping
 from json import JSONDecodeError, loads
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -307,7 +308,37 @@ def _reference(model: nn.Module, path: str, layout: Layout) -> Tensor:
     return own if own is not None else next(iter(model.parameters()))
 
 
+def read_values(directory: str | Path) -> dict[str, Tensor]:
+    """Read ΔW of each layer, in the weight's shape, without a model.
+
+    Raises
+    ------
+    AdapterFileError
+        If the folder is not an adapter or is damaged.
+    """
+    config = read_config(directory)
+    tensors = _read_tensors(Path(directory) / TENSORS_NAME)
+    found = {}
+    for path, entry in config.layers.items():
+        indices, values = _checked_entries(path, prod(entry.shape), tensors)
+        flat = values if indices is None else values.new_zeros(prod(entry.shape))
+        if indices is not None:
+            flat[indices] = values
+        found[path] = flat.reshape(entry.shape)
+    return found
+
+
 def _decode(path: str, layout: Layout, tensors: dict[str, Tensor]) -> Delta:
+    indices, values = _checked_entries(path, layout.numel, tensors)
+    if indices is None:
+        return DenseDelta(layout, values.reshape(layout.shape))
+    return FixedMaskDelta(layout, indices, values)
+
+
+def _checked_entries(
+    path: str, numel: int, tensors: dict[str, Tensor]
+) -> tuple[Tensor | None, Tensor]:
+    """Take the indices (None if dense) and values of a layer out of `tensors`."""
     values = tensors.pop(f"{path}.values", None)
     indices = tensors.pop(f"{path}.indices", None)
     if values is None:
@@ -317,24 +348,23 @@ def _decode(path: str, layout: Layout, tensors: dict[str, Tensor]) -> Delta:
     if not torch.isfinite(values).all():
         raise AdapterFileError(f"The values of layer '{path}' are not all finite numbers.")
     if indices is None:
-        if values.numel() != layout.numel:
+        if values.numel() != numel:
             raise AdapterFileError(
-                f"Layer '{path}' has {layout.numel} weights, and the adapter brings "
-                f"{values.numel()} values without indices: wrong shape."
+                f"Layer '{path}' has {numel} weights, and the adapter brings {values.numel()} "
+                "values without indices: wrong shape."
             )
-        return DenseDelta(layout, values.reshape(layout.shape))
+        return None, values
     if indices.dtype not in (torch.int32, torch.int64) or indices.shape != values.shape:
         raise AdapterFileError(
             f"The indices of layer '{path}' do not go with its values: {tuple(indices.shape)} "
             f"{indices.dtype} and {tuple(values.shape)}."
         )
     indices = indices.long()
-    if indices.numel() and (indices.min() < 0 or indices.max() >= layout.numel):
+    if indices.numel() and (indices.min() < 0 or indices.max() >= numel):
         raise AdapterFileError(
-            f"Layer '{path}' has {layout.numel} weights, and the adapter has an index out of "
-            f"range (from {int(indices.min())} to {int(indices.max())})."
+            f"Layer '{path}' has {numel} weights, and the adapter has an index out of range "
+            f"(from {int(indices.min())} to {int(indices.max())})."
         )
     if indices.unique().numel() != indices.numel():
         raise AdapterFileError(f"The indices of layer '{path}' hold duplicates.")
-    return FixedMaskDelta(layout, indices, values)
-
+    return indices, values

@@ -98,8 +98,7 @@ class FineTuning(LightningModule):
 
     def on_validation_end(self) -> None:
         # Lightning has called the callbacks by now: checkpoints hold the averaged weights.
-        if self.trainer.training:
-            self._swap(averaged=False)
+        self._swap(averaged=False)
 
     def _swap(self, averaged: bool) -> None:
         if self.trainer.optimizers:
