@@ -176,6 +176,11 @@ class Adapter:
         record.progress = min(progress, 1.0)
         record.method.step(list(self.deltas().values()), record.steps, record.progress)
 
+    def resume_at(self, steps: int, progress: float) -> None:
+        """Set the schedule to where a resumed training stands, without touching the deltas."""
+        self._record.steps = steps
+        self._record.progress = progress
+
     def refresh(self) -> None:
         """Choose the kept entries anew from the parameters as they are now.
 
@@ -227,13 +232,13 @@ class Adapter:
         """Describe each patched layer, and the layers passed over with the reason."""
         rows = [
             LayerRow(path, layout.kind, layout.irreps, layout.numel, int(torch.count_nonzero(v)))
-            for (path, v), layout in zip(
-                self.values().items(), self.layouts.values(), strict=True
-            )
+            for (path, v), layout in zip(self.values().items(), self.layouts.values(), strict=True)
         ]
         trainable = sum(p.numel() for p in self.parameters())
         skipped = self._record.skipped
-        return Summary(self.name, self.method.name, tuple(rows), skipped, trainable, self.sparsity())
+        return Summary(
+            self.name, self.method.name, tuple(rows), skipped, trainable, self.sparsity()
+        )
 
     def merge(self) -> nn.Module:
         """Fold ΔW into the weights and take the deltas out; returns the model.

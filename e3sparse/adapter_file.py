@@ -229,7 +229,9 @@ def read_config(directory: str | Path) -> AdapterConfig:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise AdapterFileError(f"{path} is not an adapter config: {where}: {first['msg']}.") from None
+        raise AdapterFileError(
+            f"{path} is not an adapter config: {where}: {first['msg']}."
+        ) from None
 
 
 def _encode(value: Tensor) -> dict[str, Tensor]:

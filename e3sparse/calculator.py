@@ -1,6 +1,6 @@
 """An ASE calculator for any backend's potential, patched or not."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
@@ -18,7 +18,7 @@ class PotentialCalculator(Calculator):
         Any loaded potential; deltas on its module count.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
 
     def __init__(self, potential: Potential, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -34,7 +34,9 @@ class PotentialCalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         potential = self.potential
         potential.module.eval()
-        batch = potential.collate([potential.graph(self.atoms)]).to(potential.device)
+        structure = self.atoms
+        assert isinstance(structure, Atoms)
+        batch = potential.collate([potential.graph(structure)]).to(potential.device)
         out = potential.forward(batch)
         energy = float(out.energy[0].detach())
         self.results = {
@@ -42,6 +44,6 @@ class PotentialCalculator(Calculator):
             "free_energy": energy,
             "forces": out.forces.detach().cpu().numpy(),
         }
-        if out.stress is not None and self.atoms.pbc.all():
+        if out.stress is not None and structure.pbc.all():
             stress = out.stress[0].detach().cpu().numpy()
             self.results["stress"] = full_3x3_to_voigt_6_stress(stress)

@@ -34,7 +34,9 @@ HeadOption = Annotated[
     str | None, typer.Option(help="Head or level of theory, for models with several.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or auto.")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32 or float64; the file's if left out.")]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32 or float64; the file's if left out.")
+]
 EnergyKey = Annotated[str | None, typer.Option(help="Energy label.  (default REF_energy)")]
 ForcesKey = Annotated[str | None, typer.Option(help="Forces label.  (default REF_forces)")]
 StressKey = Annotated[str | None, typer.Option(help="Stress label.  (default REF_stress)")]
@@ -112,7 +114,9 @@ def finetune(
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="Learning rate; the method's own if left out.", rich_help_panel=_TRAINING),
+        typer.Option(
+            help="Learning rate; the method's own if left out.", rich_help_panel=_TRAINING
+        ),
     ] = None,
     optimizer: Annotated[
         str | None,
@@ -132,7 +136,9 @@ def finetune(
     ] = None,
     patience: Annotated[
         int | None,
-        typer.Option(help="Validations without progress before stopping.", rich_help_panel=_TRAINING),
+        typer.Option(
+            help="Validations without progress before stopping.", rich_help_panel=_TRAINING
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="(default 0)", rich_help_panel=_TRAINING)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder.")] = False,
@@ -147,14 +153,28 @@ def finetune(
     if overwrite and resume:
         raise ConfigError("--overwrite and --resume exclude each other.")
     given = {
-        "model": model, "train": train, "valid": valid, "test": test, "out": out_,
-        "backend": backend, "head": head, "device": device, "dtype": dtype, "e0s": e0s,
+        "model": model,
+        "train": train,
+        "valid": valid,
+        "test": test,
+        "out": out_,
+        "backend": backend,
+        "head": head,
+        "device": device,
+        "dtype": dtype,
+        "e0s": e0s,
         "targets": targets[0] if targets and len(targets) == 1 else targets,
-        "method": method, "epochs": epochs, "max_steps": max_steps, "batch_size": batch_size,
-        "valid_every": valid_every, "lr": lr, "optimizer": optimizer, "patience": patience,
+        "method": method,
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "batch_size": batch_size,
+        "valid_every": valid_every,
+        "lr": lr,
+        "optimizer": optimizer,
+        "patience": patience,
         "seed": seed,
     }
-    nested = {
+    nested: dict[str, dict[str, Any]] = {
         "keys": {"energy": energy_key, "forces": forces_key, "stress": stress_key},
         "loss": {"energy": energy_weight, "forces": forces_weight, "stress": stress_weight},
         "method_settings": _settings(set_ or []) | {"target_sparsity": target_sparsity},
@@ -219,9 +239,7 @@ def evaluate(
     keys = LabelKeys(**{k: v for k, v in said.items() if v is not None})
     rows = {}
     for path in data:
-        frames = read_frames(
-            path, keys, known=potential.species.numbers, cutoff=potential.cutoff
-        )
+        frames = read_frames(path, keys, known=potential.species.numbers, cutoff=potential.cutoff)
         predicted = predict(potential, frames)
         references = fit_references(frames, predicted.energy) if e0s == "fit" else {}
         rows[str(path)] = errors(frames, predicted, references)
@@ -235,9 +253,7 @@ def evaluate(
 @app.command()
 def merge(
     model: ModelArgument,
-    adapter: Annotated[
-        list[Path], typer.Option(help="Adapter folder; several are added up.")
-    ],
+    adapter: Annotated[list[Path], typer.Option(help="Adapter folder; several are added up.")],
     out_: Annotated[Path, typer.Option("--out", help="Model file to write.")],
     backend: BackendOption = None,
     head: HeadOption = None,
@@ -272,8 +288,10 @@ def inspect(
     potential = _load(model, backend, head, "cpu", None)
     found = candidates(potential.module, potential.species)
     parameters = sum(p.numel() for p in potential.module.parameters())
-    out.print(f"{model}: {parameters:,} parameters, cutoff {potential.cutoff} Å, "
-              f"{len(potential.species.numbers)} elements")
+    out.print(
+        f"{model}: {parameters:,} parameters, cutoff {potential.cutoff} Å, "
+        f"{len(potential.species.numbers)} elements"
+    )
     overview = Table("targets", "layers", "entries", "share of parameters")
     for name in (*KINDS, "all"):
         layers = [x for x in found.layers.values() if name in ("all", x.kind)]
@@ -354,32 +372,28 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
 
 def _print_errors(table: pd.DataFrame, title: str) -> None:
     units = {"energy": "meV/atom", "forces": "meV/Å", "stress": "meV/Å³"}
-    named = table.rename(
-        columns={
-            c: f"{c.replace('_', ' ').replace('mae', 'MAE').replace('rmse', 'RMSE')} "
-            f"({units[c.split('_')[0]]})"
-            for c in table.columns
-        }
-    )
-    main = [c for c in named if "RMSE" not in c and not c.startswith("forces MAE ") or "MAE (" in c]
-    out.print(_frame_table(named[main], title, ".3f"))
-    elements = [c for c in table if c.startswith("forces_mae_")]
+    columns = {f"{name}_mae": f"{name} MAE ({unit})" for name, unit in units.items()}
+    main = table[[c for c in columns if c in table]].rename(columns=columns)
+    out.print(_frame_table(main, title, ".3f"))
+    prefix = "forces_mae_"
+    elements = [str(c) for c in table.columns if str(c).startswith(prefix)]
     if len(elements) > 1:
-        short = table[elements].rename(columns=lambda c: c.removeprefix("forces_mae_"))
+        short = table[elements].rename(columns={c: c.removeprefix(prefix) for c in elements})
         out.print(_frame_table(short, "Force MAE per element (meV/Å)", ".2f"))
 
 
 def _frame_table(frame: pd.DataFrame, title: str, number: str) -> Table:
+    def cell(value: object) -> str:
+        if isinstance(value, int):
+            return f"{value:,}"
+        return format(value, number) if isinstance(value, float) else str(value)
+
     table = Table(title=title)
     table.add_column("", overflow="fold")
     for column in frame.columns:
         table.add_column(str(column), justify="right", overflow="fold")
     for name, *values in frame.itertuples():
-        cells = [
-            f"{v:,}" if isinstance(v, int) else format(v, number) if isinstance(v, float) else str(v)
-            for v in values
-        ]
-        table.add_row(str(name), *cells)
+        table.add_row(str(name), *map(cell, values))
     return table
 
 

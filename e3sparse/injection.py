@@ -6,7 +6,6 @@ state-dict keys, their order and `functional_call` are untouched, and taking the
 the class back. DESIGN.md §4 has the alternatives and where each of them fails.
 """
 
-import copyreg
 import functools
 import pickle
 from collections.abc import Iterator
@@ -95,13 +94,13 @@ class LayerDeltas(nn.Module):
         return weight if total is None else weight * (1 + total)
 
 
-def _rebuild(base: type[nn.Module], parameter: str | None) -> nn.Module:
+def _rebuild(base: Any, parameter: str | None) -> Any:
     cls = patched_class(base, parameter)
     return cls.__new__(cls)
 
 
 @functools.cache
-def patched_class(base: type[nn.Module], parameter: str | None) -> type[nn.Module]:
+def patched_class(base: Any, parameter: str | None) -> Any:
     """Return the subclass of `base` that uses W + ΔW: one for each class, made once.
 
     Parameters
@@ -112,15 +111,15 @@ def patched_class(base: type[nn.Module], parameter: str | None) -> type[nn.Modul
         Name of its weight; None if the weight is an argument of an e3nn `TensorProduct`.
     """
 
-    def __reduce_ex__(self: nn.Module, protocol: int) -> tuple[Any, ...]:  # noqa: N807
-        rebuild, _, *state = base.__reduce_ex__(self, max(int(protocol), 2))  # type: ignore[call-overload]
-        if rebuild is not copyreg.__newobj__:
+    def __reduce_ex__(self: Any, protocol: int) -> tuple[Any, ...]:  # noqa: N807
+        rebuild, _, *state = base.__reduce_ex__(self, max(int(protocol), 2))
+        if rebuild.__name__ != "__newobj__":
             raise pickle.PicklingError(
                 f"A patched {base.__name__} cannot be pickled: merge or remove the adapter first."
             )
         return (_rebuild, (base, parameter), *state)
 
-    def __prepare_scriptable__(self: nn.Module) -> nn.Module:  # noqa: N807
+    def __prepare_scriptable__(self: Any) -> Any:  # noqa: N807
         raise PatchError(
             f"TorchScript cannot compile a patched {base.__name__}: merge the adapter first "
             "(e3sparse.merge(model)), or take it out (adapter.remove())."
@@ -135,15 +134,15 @@ def patched_class(base: type[nn.Module], parameter: str | None) -> type[nn.Modul
     }
     if parameter is None:
 
-        def _get_weights(self: Any, weight: Any) -> Tensor:
+        def _get_weights(self: Any, weight: Any) -> Any:
             # e3nn/o3/_tensor_product/_tensor_product.py: forward and right both come by here.
-            given = base._get_weights(self, weight)  # type: ignore[operator]
+            given = base._get_weights(self, weight)
             return self._modules[SUBMODULE].reweighted(given)
 
         namespace["_get_weights"] = _get_weights
     else:
 
-        def effective(self: Any) -> Tensor:
+        def effective(self: Any) -> Any:
             return self._modules[SUBMODULE].added_to(self._parameters[parameter])
 
         namespace[parameter] = property(effective, doc="W + ΔW of the active adapters.")
@@ -157,11 +156,13 @@ def inject(module: nn.Module, layout: Layout) -> LayerDeltas:
         return present
     deltas = LayerDeltas(layout)
     module.add_module(SUBMODULE, deltas)
-    module.__class__ = patched_class(type(module), layout.parameter)
+    own: Any = type(module)
+    module.__class__ = patched_class(own, layout.parameter)
     return deltas
 
 
 def eject(module: nn.Module) -> None:
     """Give the layer its own class back and take its `LayerDeltas` out."""
     del module._modules[SUBMODULE]
-    module.__class__ = type(module)._e3sparse_base
+    patched: Any = type(module)
+    module.__class__ = patched._e3sparse_base

@@ -76,4 +76,3 @@ def refold(
         parameter.copy_(weight)
         if name not in added and name not in reweighted:
             del base[name]
-

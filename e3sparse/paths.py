@@ -84,7 +84,9 @@ class Layout:
 
     @property
     def irreps(self) -> str:
-        operands = self.irreps_in if self.irreps_in2 is None else f"{self.irreps_in} x {self.irreps_in2}"
+        operands = (
+            self.irreps_in if self.irreps_in2 is None else f"{self.irreps_in} x {self.irreps_in2}"
+        )
         return f"{operands} -> {self.irreps_out}"
 
     def views(self, weight: Tensor) -> Iterator[tuple[Block, Tensor]]:
@@ -132,7 +134,7 @@ class Species:
     axes: Mapping[str, int] = field(default_factory=dict)
 
 
-class PassedOver(Exception):
+class PassedOver(Exception):  # noqa: N818 -- a verdict, not a failure
     """A layer of a known kind that carries no weight that a delta could be added to."""
 
 

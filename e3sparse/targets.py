@@ -78,7 +78,9 @@ def select(model: nn.Module, targets: Targets, species: Species | None = None) -
         modules = dict(model.named_modules())
         chosen = {path for path in found.layers if targets(path, modules[path])}
         if not chosen:
-            raise TargetError(f"The callable given as targets accepted no layer. {_holdings(found)}")
+            raise TargetError(
+                f"The callable given as targets accepted no layer. {_holdings(found)}"
+            )
     else:
         chosen = set()
         for pattern in [targets] if isinstance(targets, str) else targets:

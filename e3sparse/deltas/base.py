@@ -73,10 +73,10 @@ class Method(BaseModel, ABC):
         params = [p for delta in deltas for p in delta.parameters()]
         return [{"params": params, "lr": lr, "weight_decay": 0.0}]
 
-    def step(self, deltas: Sequence[Delta], step: int, progress: float) -> None:  # noqa: B027
+    def step(self, deltas: Sequence[Delta], step: int, progress: float) -> None:
         """Follow the schedule after optimizer step `step`, `progress` running from 0 to 1."""
 
-    def refresh(self, deltas: Sequence[Delta], progress: float) -> None:  # noqa: B027
+    def refresh(self, deltas: Sequence[Delta], progress: float) -> None:
         """Derive anew whatever is derived from the parameters, which have been exchanged."""
 
     def settled(self, progress: float) -> bool:

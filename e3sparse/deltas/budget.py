@@ -38,7 +38,8 @@ class BudgetDelta(Delta):
         self.register_buffer("keep", torch.ones_like(v, dtype=torch.bool))
 
     def values(self) -> Tensor:
-        return _StraightThrough.apply(self.v, self.keep)
+        values: Tensor = _StraightThrough.apply(self.v, self.keep)
+        return values
 
 
 class Budget(Method):
@@ -76,7 +77,7 @@ class Budget(Method):
         return self
 
     def delta(self, layout: Layout, weight: Tensor, generator: torch.Generator) -> BudgetDelta:
-        return BudgetDelta(layout, torch.zeros(layout.shape, dtype=weight.dtype, device=weight.device))
+        return BudgetDelta(layout, weight.new_zeros(layout.shape))
 
     def param_groups(self, deltas: Sequence[Delta], lr: float) -> list[ParamGroup]:
         params = [p for delta in deltas for p in delta.parameters()]

@@ -26,4 +26,4 @@ class Dense(Method):
     name: ClassVar[str] = "dense"
 
     def delta(self, layout: Layout, weight: Tensor, generator: torch.Generator) -> DenseDelta:
-        return DenseDelta(layout, torch.zeros(layout.shape, dtype=weight.dtype, device=weight.device))
+        return DenseDelta(layout, weight.new_zeros(layout.shape))

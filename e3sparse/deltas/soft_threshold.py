@@ -39,7 +39,8 @@ class SoftThresholdDelta(Delta):
         self.tau = nn.Parameter(tau)
 
     def values(self) -> Tensor:
-        return _SoftThreshold.apply(self.v, torch.sigmoid(self.tau))
+        values: Tensor = _SoftThreshold.apply(self.v, torch.sigmoid(self.tau))
+        return values
 
 
 class SoftThreshold(Method):

@@ -10,6 +10,7 @@ from e3sparse.deltas import METHODS
 from e3sparse.errors import ConfigError, nearest
 from e3sparse.training.frames import LabelKeys
 from e3sparse.training.losses import Loss
+from e3sparse.training.optimizers import OPTIMIZERS
 
 WHOLE_MODEL = ("full", "scratch")
 
@@ -78,6 +79,16 @@ class FinetuneConfig(BaseModel):
             )
         return method
 
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, optimizer: str) -> str:
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"there is no optimizer '{optimizer}'.{nearest(optimizer, OPTIMIZERS)} "
+                f"Optimizers: {', '.join(OPTIMIZERS)}"
+            )
+        return optimizer
+
     @property
     def whole_model(self) -> bool:
         """Whether the model itself is trained, without a delta."""
@@ -105,7 +116,9 @@ def make_config(values: dict[str, Any]) -> FinetuneConfig:
         problems = []
         for e in error.errors():
             name = ".".join(map(str, e["loc"]))
-            hint = nearest(name, FinetuneConfig.model_fields) if e["type"] == "extra_forbidden" else ""
+            hint = (
+                nearest(name, FinetuneConfig.model_fields) if e["type"] == "extra_forbidden" else ""
+            )
             problems.append(f"{name}: {e['msg']}.{hint}")
         raise ConfigError("Settings are wrong: " + " ".join(problems)) from None
 

@@ -9,6 +9,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from e3sparse.files import replacing
 from e3sparse.training.evaluation import Predictions
@@ -19,13 +21,13 @@ from e3sparse.training.references import reference_energy
 def learning_curve(metrics: pd.DataFrame, path: Path) -> None:
     """Draw training and validation force errors and the sparsity against the step."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for column, label, style in (
-        ("train/forces_mae", "training batch", {"color": "0.7", "lw": 1}),
-        ("valid/forces_mae", "validation", {"color": "C0", "marker": "o", "ms": 3}),
+    for column, label, color, marker in (
+        ("train/forces_mae", "training batch", "0.7", ""),
+        ("valid/forces_mae", "validation", "C0", "o"),
     ):
         if column in metrics:
             rows = metrics.dropna(subset=[column])
-            axes.plot(rows["step"], rows[column], label=label, **style)
+            axes.plot(rows["step"], rows[column], label=label, color=color, marker=marker, ms=3)
     axes.set(xlabel="optimizer step", ylabel="force MAE (meV/Å)", yscale="log")
     axes.legend(loc="upper right")
     if "sparsity" in metrics:
@@ -66,7 +68,7 @@ def parity(
     _write(figure, path)
 
 
-def _panel(axes: plt.Axes, label: Array, predicted: Array, quantity: str, name: str) -> None:
+def _panel(axes: Axes, label: Array, predicted: Array, quantity: str, name: str) -> None:
     low, high = float(min(label.min(), predicted.min())), float(max(label.max(), predicted.max()))
     axes.plot([low, high], [low, high], color="0.6", lw=1)
     axes.plot(label, predicted, ".", ms=3, alpha=0.5)
@@ -79,7 +81,7 @@ def _panel(axes: plt.Axes, label: Array, predicted: Array, quantity: str, name: 
     )
 
 
-def _write(figure: plt.Figure, path: Path) -> None:
+def _write(figure: Figure, path: Path) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)
     plt.close(figure)

@@ -84,7 +84,8 @@ def read_frames(
     try:
         images = ase.io.read(path, index=":")
     except Exception as error:  # every reader of ASE has errors of its own
-        raise DataError(f"{path} cannot be read by ASE ({type(error).__name__}: {error}).") from error
+        why = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path} cannot be read by ASE ({why}).") from error
     assert isinstance(images, list)
     if not images:
         raise DataError(f"{path} holds no frame.")

@@ -82,15 +82,20 @@ class FineTuning(LightningModule):
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Ask for the gradients of the trained parameters alone."""
         # Positions are leaves too, and nobody wants the gradient of the loss with respect to them.
-        loss.backward(*args, inputs=self.trained_parameters(), **kwargs)
+        loss.backward(inputs=self.trained_parameters())
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
         if self.adapter is not None:
-            done = self.trainer.global_step / int(self.trainer.estimated_stepping_batches)
-            self.adapter.step(done)
+            self.adapter.step(self._progress())
+
+    def _progress(self) -> float:
+        return self.trainer.global_step / int(self.trainer.estimated_stepping_batches)
 
     def on_train_start(self) -> None:
+        if self.adapter is not None:
+            self.adapter.resume_at(self.trainer.global_step, self._progress())
         self._swap(averaged=False)
 
     def on_validation_start(self) -> None:
@@ -109,7 +114,8 @@ class FineTuning(LightningModule):
     def validation_step(self, batch: Batch, index: int) -> None:
         with torch.enable_grad():
             predicted = self.potential.forward(batch.inputs)
-        predicted = Prediction(*(None if p is None else p.detach() for p in predicted))
+        stress = None if predicted.stress is None else predicted.stress.detach()
+        predicted = Prediction(predicted.energy.detach(), predicted.forces.detach(), stress)
         frames, atoms = len(batch.atoms), len(batch.forces)
         energy_error = (predicted.energy - batch.energy) / batch.atoms
         forces_error = predicted.forces - batch.forces

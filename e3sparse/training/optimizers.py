@@ -9,7 +9,6 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from e3sparse.deltas import ParamGroup
-from e3sparse.errors import ConfigError, nearest
 
 Made = tuple[Optimizer, LRScheduler | None]
 
@@ -46,11 +45,6 @@ def make_optimizer(name: str, groups: list[ParamGroup], steps: int) -> Made:
     steps
         Optimizer steps in all.
     """
-    if name not in OPTIMIZERS:
-        raise ConfigError(
-            f"There is no optimizer '{name}'.{nearest(name, OPTIMIZERS)} "
-            f"Optimizers: {', '.join(OPTIMIZERS)}."
-        )
     return OPTIMIZERS[name](groups, steps)
 
 

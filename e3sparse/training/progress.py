@@ -40,7 +40,9 @@ class RunProgress(ProgressBar):
         )
         self._progress.start()
         self._task = self._progress.add_task(
-            "", total=int(trainer.estimated_stepping_batches), completed=trainer.global_step,
+            "",
+            total=int(trainer.estimated_stepping_batches),
+            completed=trainer.global_step,
             metrics="",
         )
 

@@ -157,7 +157,8 @@ def _check_folder(out: Path, overwrite: bool, resume: bool) -> None:
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not overwrite:
             raise ConfigError(
-                f"{out} exists. Give another --out, --overwrite to replace it, or --resume to go on."
+                f"{out} exists. Give another --out, --overwrite to replace it, or --resume to go "
+                "on."
             )
         if not (out / CONFIG).is_file():
             raise ConfigError(
@@ -237,14 +238,16 @@ def _fit(
     callbacks: list[Callback] = [
         RunProgress(console),
         ModelCheckpoint(
-            checkpoints, filename=_BEST, monitor="valid/score", save_last=True,
-            enable_version_counter=False, save_on_exception=True,
+            checkpoints,
+            filename=_BEST,
+            monitor="valid/score",
+            save_last=True,
+            enable_version_counter=False,
+            save_on_exception=True,
         ),
     ]
     if config.patience is not None:
-        callbacks.append(
-            EarlyStopping("valid/score", patience=config.patience, check_finite=False)
-        )
+        callbacks.append(EarlyStopping("valid/score", patience=config.patience, check_finite=False))
     device = str(module.potential.device)
     # Lightning's advice (workers, log intervals) is about other workloads than ours.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -325,4 +328,5 @@ def _write_figures(
         metrics.to_csv(temporary, index=False)
     figures.learning_curve(metrics, out / "figures" / "learning.png")
     name = "test" if "test" in splits else "valid"
-    figures.parity(splits[name], before[name], after[name], references, out / "figures" / "parity.png")
+    parity = out / "figures" / "parity.png"
+    figures.parity(splits[name], before[name], after[name], references, parity)

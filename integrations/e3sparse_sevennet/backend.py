@@ -61,9 +61,9 @@ class SevenNetPotential(Potential):
             tuple(sorted(self._type_map, key=lambda z: self._type_map[z])), self._species_axes()
         )
         self.fold_into = {
-            f"{path}.convolution": f"{path}.weight_nn.layer{len(module.weight_nn.hs) - 2}"
+            f"{path}.convolution": f"{path}.weight_nn.layer{len(module.weight_nn) - 1}"
             for path, module in self.module.named_modules()
-            if isinstance(module, IrrepsConvolution)
+            if isinstance(module, IrrepsConvolution) and module.weight_nn is not None
         }
         if self.dtype != torch.float32:
             # OnehotEmbedding casts to float32 whatever the precision of the model is.
@@ -129,7 +129,7 @@ class SevenNetPotential(Potential):
     def shift_energies(self, shifts: Mapping[int, float]) -> None:
         if not shifts:
             return
-        rescale = self.module._modules["rescale_atomic_energy"]
+        rescale: Any = self.module._modules["rescale_atomic_energy"]
         if isinstance(rescale, Rescale):
             raise ConfigError(
                 f"{self.name} has one energy shift for all elements, so per-element energy "
@@ -212,5 +212,8 @@ def _checked_head(name: str, config: Mapping[str, Any], head: str | None) -> str
     if not heads:
         raise ConfigError(f"{name} has one level of theory only: leave --head out.")
     if head is None:
-        raise ConfigError(f"{name} has several levels of theory: choose --head {' | '.join(heads)}.")
-    raise ConfigError(f"{name} has no head '{head}'.{nearest(head, heads)} It has: {', '.join(heads)}.")
+        choice = " | ".join(heads)
+        raise ConfigError(f"{name} has several levels of theory: choose --head {choice}.")
+    raise ConfigError(
+        f"{name} has no head '{head}'.{nearest(head, heads)} It has: {', '.join(heads)}."
+    )

@@ -1,0 +1,47 @@
+# Everything from a bare Python 3.11: `make demo`, `make test`.
+PYTHON ?= python3
+# The CPU build; plain `torch` would pull gigabytes of CUDA packages.
+TORCH := torch==2.13.0
+PIP := -m pip --disable-pip-version-check install --quiet
+# Two processes on two cores: one thread each.
+PYTEST := OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore
+SAMPLE := e3sparse/sample_data/malonaldehyde
+DEMO := --model 7net-0 --train $(SAMPLE)/train.xyz --valid $(SAMPLE)/valid.xyz \
+        --test $(SAMPLE)/test.xyz --max-steps 400 --batch-size 5 --valid-every 4 --device cpu
+
+.PHONY: demo test test-slow lint clean
+
+# e3nn 0.6 with SevenNet; and e3nn 0.4.4 alone, which MACE pins.
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP) $(TORCH)
+	.venv/bin/python $(PIP) -e '.[sevennet,dev]'
+	touch $@
+
+.venv-e3nn044/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-e3nn044
+	.venv-e3nn044/bin/python $(PIP) $(TORCH)
+	.venv-e3nn044/bin/python $(PIP) e3nn==0.4.4 -e '.[test]'
+	touch $@
+
+demo: .venv/ready
+	.venv/bin/e3sparse finetune $(DEMO) --method full --out runs/demo-full --overwrite
+	.venv/bin/e3sparse finetune $(DEMO) --method budget --target-sparsity 0.97 \
+	    --out runs/demo --overwrite
+	.venv/bin/e3sparse compare runs/demo-full runs/demo
+	ls -l runs/demo/adapter runs/demo/model.pth
+
+lint: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+test: lint .venv-e3nn044/ready
+	$(PYTEST) .venv-e3nn044/bin/python -m pytest -n 2 -m 'not slow' tests/core
+	$(PYTEST) .venv/bin/python -m pytest -n 2 -m 'not slow'
+
+test-slow: .venv/ready
+	$(PYTEST) .venv/bin/python -m pytest -n 2 -m slow
+
+clean:
+	rm -rf .venv .venv-e3nn044 runs

@@ -1,0 +1,316 @@
+"""The command line: what it prints, and one clear sentence for each bad input."""
+
+import errno
+import json
+import shutil
+import sys
+
+import ase.io
+import numpy as np
+import pytest
+import yaml
+from ase import Atoms
+from support import labelled
+
+from e3sparse.adapter_file import TENSORS_NAME
+from e3sparse.cli import main
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process; returns exit code, output and error output."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["e3sparse", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        printed = capsys.readouterr()
+        return exit_.value.code, printed.out, " ".join(printed.err.split())
+
+    return call
+
+
+@pytest.fixture
+def finetune(run, tiny_checkpoint, data_files, tmp_path):
+    """Run `finetune` with small settings that arguments can override."""
+
+    def call(*arguments, **options):
+        flags = {
+            "model": tiny_checkpoint, "train": data_files["train"], "valid": data_files["valid"],
+            "out": tmp_path / "run", "max-steps": 4, "device": "cpu",
+        } | options  # fmt: skip
+        listed = [x for k, v in flags.items() if v is not None for x in (f"--{k}", v)]
+        return run("finetune", *listed, *arguments)
+
+    return call
+
+
+def frames_with(tmp_path, change):
+    frames = labelled(4)
+    change(frames)
+    path = tmp_path / "bad.xyz"
+    ase.io.write(path, frames)
+    return path
+
+
+def drop_energy(frames):
+    del frames[2].info["REF_energy"]
+
+
+def drop_forces(frames):
+    del frames[1].arrays["REF_forces"]
+
+
+def nan_forces(frames):
+    frames[3].arrays["REF_forces"][0, 1] = np.nan
+
+
+def infinite_energy(frames):
+    frames[0].info["REF_energy"] = np.inf
+
+
+def unknown_element(frames):
+    frames[1].symbols[0] = "Fe"
+
+
+def isolated_atom(frames):
+    frames[2].positions[0] += 50.0
+
+
+def degenerate_cell(frames):
+    frames[0].pbc = True
+
+
+def tiny_cell(frames):
+    frames[0].pbc = True
+    frames[0].cell = [1.0, 1.0, 1.0]
+
+
+def single_atom(frames):
+    atom = Atoms("H", positions=[[0, 0, 0]])
+    atom.info["REF_energy"] = -13.6
+    atom.arrays["REF_forces"] = np.zeros((1, 3))
+    frames.append(atom)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (drop_energy, "Frame 2 of"),
+        (drop_energy, "--energy-key"),
+        (drop_forces, "no forces label 'REF_forces'"),
+        (nan_forces, "the forces are NaN"),
+        (infinite_energy, "the energy are NaN or infinite"),
+        (unknown_element, "contains Fe, which the model does not know"),
+        (isolated_atom, "has no neighbour within"),
+        (single_atom, "has no neighbour within"),
+        (degenerate_cell, "its cell is degenerate"),
+        (tiny_cell, "too small"),
+    ],
+)
+def test_bad_frames(change, says, finetune, tmp_path):
+    code, _, err = finetune(train=frames_with(tmp_path, change))
+    assert code == 2
+    assert says in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_keys_that_are_there_are_named(finetune, tmp_path):
+    def rename(frames):
+        for frame in frames:
+            frame.info["DFT_energy"] = frame.info.pop("REF_energy")
+
+    path = frames_with(tmp_path, rename)
+    code, _, err = finetune(train=path)
+    assert code == 2
+    assert "Keys there: DFT_energy" in err
+    code, _, _ = finetune(train=path, valid=path, **{"energy-key": "DFT_energy"})
+    assert code == 0
+
+
+def test_empty_and_missing_files(finetune, tmp_path):
+    empty = tmp_path / "empty.xyz"
+    empty.touch()
+    assert finetune(train=empty)[0::2] == (2, f"error: {empty} is empty.")
+    assert "There is no file" in finetune(train=tmp_path / "none.xyz")[2]
+    noise = tmp_path / "noise.xyz"
+    noise.write_text("not a structure\n")
+    assert "cannot be read by ASE" in finetune(train=noise)[2]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"targets": "linar"}, "Did you mean 'linear'"),
+        ({"targets": "no.such.layer*"}, "matches no layer"),
+        ({"method": "bugdet"}, "Did you mean 'budget'"),
+        ({"target-sparsity": 1.5}, "target_sparsity"),
+        ({"set": "rank=4"}, "has no setting 'rank'"),
+        ({"set": "rank"}, "NAME=VALUE"),
+        ({"model": "7net-00"}, "Did you mean '7net-0'"),
+        ({"backend": "sevenet"}, "Did you mean 'sevennet'"),
+        ({"optimizer": "adam"}, "Did you mean 'adamw'"),
+        ({"e0s": "average"}, "e0s"),
+        ({"batch-size": 0}, "batch_size"),
+        ({"model": None}, "Give --model"),
+    ],
+)
+def test_bad_settings(options, says, finetune, tmp_path):
+    code, _, err = finetune(**options)
+    assert code == 2
+    assert says in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_model_file(finetune, tmp_path):
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(b"PK\x03\x04 not a checkpoint")
+    code, _, err = finetune(model=broken)
+    assert code == 2
+    assert "no model file of an installed backend" in err
+
+
+def test_e0s_keep_with_another_zero_of_energy(finetune, tmp_path):
+    code, _, err = finetune(e0s="keep")
+    assert code == 2
+    assert "Use --e0s fit" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_safe(finetune, tmp_path):
+    assert finetune()[0] == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    code, _, err = finetune()
+    assert code == 2
+    assert "--overwrite" in err
+    assert "--resume" in err
+    code, _, err = finetune("--overwrite", targets="linar")
+    assert code == 2
+    assert {p: p.read_bytes() for p in before} == before
+    assert finetune("--overwrite", seed=1)[0] == 0
+    assert {p: p.read_bytes() for p in before if p.exists()} != before
+
+
+def test_overwrite_leaves_a_folder_that_is_no_run_alone(finetune, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    code, _, err = finetune("--overwrite")
+    assert code == 2
+    assert "not a run folder" in err
+    assert (tmp_path / "run" / "thesis.tex").exists()
+
+
+def test_resume_without_a_run(run, tmp_path):
+    code, _, err = run("finetune", "--resume", "--out", tmp_path)
+    assert code == 2
+    assert "config.yaml" in err
+
+
+@pytest.mark.parametrize("target", ["safetensors.torch.save_file", "torch.save"])
+def test_a_full_disk(target, finetune, monkeypatch, tmp_path):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(target, full)
+    code, _, err = finetune()
+    assert code == 2
+    assert "No space is left" in err
+    assert not list(tmp_path.rglob(".writing-*"))
+    assert not (tmp_path / "run" / "model.pth").exists()
+
+
+def test_flags_count_more_than_the_file(finetune, tmp_path):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(yaml.safe_dump({"seed": 7, "method": "dense", "loss": {"forces": 3.0}}))
+    code, _, _ = finetune(config=settings, method="low_rank", set="rank=2")
+    assert code == 0
+    resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert resolved["seed"] == 7
+    assert resolved["method"] == "low_rank"
+    assert resolved["method_settings"] == {"rank": 2}
+    assert resolved["loss"]["forces"] == 3.0
+    assert "learning_rat" not in resolved
+    settings.write_text("learning_rate: 0.1\n")
+    code, _, err = finetune(config=settings, out=tmp_path / "other")
+    assert code == 2
+    assert "learning_rate" in err
+
+
+def test_from_run_to_merged_model_and_back(finetune, run, data_files, tiny_checkpoint, tmp_path):
+    test = data_files["test"]
+    code, out, _ = finetune(test=test, targets="mlp", **{"target-sparsity": 0.5})
+    assert code == 0
+    assert "layer-wise sparsity 50.00%" in out
+    folder = tmp_path / "run"
+    code, _, _ = run(
+        "merge", tiny_checkpoint, "--adapter", folder / "adapter", "--out", tmp_path / "m.pth"
+    )
+    assert code == 0
+    errors = []
+    for arguments in (
+        (folder / "model.pth",),
+        (tmp_path / "m.pth",),
+        (tiny_checkpoint, "--adapter", folder / "adapter"),
+    ):
+        code, out, _ = run("evaluate", *arguments, "--data", test, "--json", tmp_path / "e.json")
+        assert code == 0
+        assert "meV/atom" in out
+        errors.append(json.loads((tmp_path / "e.json").read_text())[str(test)]["forces_mae"])
+    assert errors == pytest.approx([errors[0]] * 3, rel=1e-5)
+    code, _, err = run(
+        "merge", tiny_checkpoint, "--adapter", folder / "adapter", "--out", tmp_path / "m.pth"
+    )
+    assert code == 2
+    assert "--overwrite" in err
+    code, out, _ = run("compare", folder)
+    assert code == 0
+    assert "zero-shot" in out
+    code, out, _ = run("adapters", "diff", folder / "adapter", folder / "adapter")
+    assert code == 0
+    assert "total" in out
+
+
+def test_two_adapters_add_up_in_a_merge(finetune, run, data_files, tiny_checkpoint, tmp_path):
+    for name in ("a", "b"):
+        assert finetune(out=tmp_path / name, seed=0 if name == "a" else 1)[0] == 0
+    folders = [x for name in ("a", "b") for x in ("--adapter", tmp_path / name / "adapter")]
+    code, out, _ = run("merge", tiny_checkpoint, *folders, "--out", tmp_path / "both.pth")
+    assert code == 0
+    assert out.count("updated of") == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: shutil.rmtree(folder), "is not an adapter folder"),
+        (
+            lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"\0" * 9),
+            "safetensors",
+        ),
+    ],
+)
+def test_a_damaged_adapter(damage, says, finetune, run, tiny_checkpoint, data_files, tmp_path):
+    assert finetune()[0] == 0
+    damage(tmp_path / "run" / "adapter")
+    code, _, err = run(
+        "evaluate", tiny_checkpoint, "--adapter", tmp_path / "run" / "adapter",
+        "--data", data_files["test"],
+    )  # fmt: skip
+    assert code == 2
+    assert says in err
+
+
+def test_inspect_says_what_targets_would_patch(run, tiny_checkpoint):
+    code, out, _ = run("inspect", tiny_checkpoint, "--targets", "fctp")
+    assert code == 0
+    assert "0_self_connection_intro.fc_tensor_product" in out
+    assert "0_self_interaction_1.linear" not in out
+    assert "728 parameters" in out
+
+
+def test_help_names_every_command(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    for command in ("finetune", "evaluate", "merge", "inspect", "compare", "adapters"):
+        assert command in out

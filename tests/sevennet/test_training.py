@@ -1,0 +1,256 @@
+"""Training changes what it should, keeps what it promises, and can be stopped and resumed."""
+
+import json
+
+import ase.io
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ase import Atoms
+from sevenn.calculator import SevenNetCalculator
+from support import labelled, load
+
+from e3sparse.adapter_file import read_config as read_adapter_config
+from e3sparse.adapter_file import read_values
+from e3sparse.training.config import make_config
+from e3sparse.training.data import FrameDataset, loader
+from e3sparse.training.evaluation import errors, predict
+from e3sparse.training.frames import Frame, LabelKeys, read_frames
+from e3sparse.training.losses import Loss
+from e3sparse.training.module import FineTuning
+from e3sparse.training.optimizers import OPTIMIZERS, make_optimizer, set_averaged
+from e3sparse.training.references import fit_references
+from e3sparse.training.run import finetune
+
+
+def config(tiny_checkpoint, data_files, out, **values):
+    defaults = {"max_steps": 12, "batch_size": 4, "device": "cpu", "valid_every": 1}
+    return make_config(
+        {"model": str(tiny_checkpoint), "out": out, **data_files, **defaults, **values}
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("budget", {"target_sparsity": 0.8}),
+        ("soft_threshold", {}),
+        ("low_rank", {"rank": 2}),
+        ("dense", {}),
+        ("fixed_mask", {"score": "fisher", "target_sparsity": 0.8}),
+        ("full", {}),
+        ("scratch", {}),
+    ],
+)
+def test_a_run_leaves_a_model_that_sevennet_reads(
+    method, settings, tiny_checkpoint, data_files, tmp_path
+):
+    made = config(
+        tiny_checkpoint, data_files, tmp_path / "run", method=method, method_settings=settings
+    )
+    result = finetune(made)
+    out = result.out
+    test = ase.io.read(data_files["test"], index=":")
+    calculator = SevenNetCalculator(str(out / "model.pth"), device="cpu")
+    off = []
+    for atoms in test:
+        label = atoms.arrays["REF_forces"]
+        atoms.calc = calculator
+        off.append(np.abs(atoms.get_forces() - label).mean() * 1000)
+        # The fitted references are in the file, so total energies are those of the labels.
+        assert abs(atoms.get_potential_energy() - atoms.info["REF_energy"]) < 1.0
+    assert np.mean(off) == pytest.approx(result.table.loc["test after", "forces_mae"], rel=1e-3)
+    assert result.table.loc["train after", "forces_mae"] != pytest.approx(
+        result.table.loc["train before", "forces_mae"]
+    )
+    files = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    assert {
+        "config.yaml", "versions.json", "metrics.csv", "results.csv", "results.json", "model.pth",
+        "figures/learning.png", "figures/parity.png",
+    } <= files  # fmt: skip
+    if settings.get("target_sparsity"):
+        entries = json.loads((out / "results.json").read_text())["sparsity"]
+        assert entries["updated"] <= round(0.2 * entries["entries"])
+        saved = sum(int(v.count_nonzero()) for v in read_values(out / "adapter").values())
+        assert saved == entries["updated"]
+
+
+def test_budget_meets_its_target_exactly(tiny_checkpoint, data_files, tmp_path):
+    result = finetune(
+        config(
+            tiny_checkpoint, data_files, tmp_path / "run", targets="mlp",
+            method_settings={"target_sparsity": 0.75},
+        )
+    )  # fmt: skip
+    sparsity = result.adapter.sparsity()
+    assert sparsity.updated == round(0.25 * sparsity.entries)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_elements_outside_the_training_set_are_untouched(
+    optimizer, tiny_checkpoint, data_files, tmp_path
+):
+    made = config(
+        tiny_checkpoint, data_files, tmp_path / "run", targets="all", method="soft_threshold",
+        optimizer=optimizer, lr=1e-3,
+    )  # fmt: skip
+    finetune(made)
+    base, tuned = load(tiny_checkpoint), load(tmp_path / "run" / "model.pth")
+    numbers = base.species.numbers
+    rows = [numbers.index(z) for z in (7, 11, 17)]
+    for key in ("onehot_to_feature_x.linear.weight", "rescale_atomic_energy.shift"):
+        one, two = (p.module.state_dict()[key].reshape(len(numbers), -1) for p in (base, tuned))
+        assert torch.equal(one[rows], two[rows])
+        assert not torch.equal(one, two)
+
+
+def test_training_lowers_the_error(tiny_checkpoint, data_files, tmp_path):
+    made = config(
+        tiny_checkpoint, data_files, tmp_path / "run", targets="all", method="dense",
+        max_steps=60, lr=3e-2,
+    )  # fmt: skip
+    table = finetune(made).table
+    assert table.loc["train after", "forces_mae"] < 0.9 * table.loc["train before", "forces_mae"]
+
+
+def test_resumed_equals_uninterrupted(tiny_checkpoint, data_files, tmp_path, monkeypatch):
+    settings = {"targets": "all", "method_settings": {"target_sparsity": 0.9}, "dtype": "float64"}
+    whole = finetune(config(tiny_checkpoint, data_files, tmp_path / "whole", **settings))
+    original = FineTuning.training_step
+
+    def interrupted(self, batch, index):
+        if self.trainer.global_step == 6:
+            raise KeyboardInterrupt
+        return original(self, batch, index)
+
+    made = config(tiny_checkpoint, data_files, tmp_path / "parts", **settings)
+    monkeypatch.setattr(FineTuning, "training_step", interrupted)
+    with pytest.raises(BaseException):  # noqa: B017, PT011 -- KeyboardInterrupt or SystemExit
+        finetune(made)
+    monkeypatch.setattr(FineTuning, "training_step", original)
+    resumed = finetune(made, resume=True)
+    one, two = whole.adapter.values(), resumed.adapter.values()
+    assert sum(int(v.count_nonzero()) for v in one.values()) > 0
+    for path in one:
+        torch.testing.assert_close(one[path], two[path], rtol=1e-9, atol=1e-12)
+    steps = pd.read_csv(tmp_path / "parts" / "metrics.csv")["step"].dropna()
+    assert steps.min() == 0
+    assert steps.max() >= 11
+
+
+def test_only_the_delta_gets_gradients(tiny_checkpoint, data_files):
+    potential = load(tiny_checkpoint)
+    adapter = potential.patch("linear", "dense")
+    module = FineTuning(potential, adapter, loss=Loss(), optimizer="sgd", lr=1.0)
+    module.train()
+    frames = read(data_files["train"], potential)
+    batch = next(iter(loader(FrameDataset(frames, potential, {}), potential, 4)))
+    module.backward(module.loss(potential.forward(batch.inputs), batch))
+    trained = {id(p) for p in adapter.parameters()}
+    for parameter in potential.module.parameters():
+        assert (parameter.grad is not None) == (id(parameter) in trained)
+
+
+def read(path, potential):
+    return read_frames(path, LabelKeys(), known=potential.species.numbers, cutoff=potential.cutoff)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_learning_rates_of_groups_reach_the_optimizer(optimizer, tiny_checkpoint):
+    adapter = load(tiny_checkpoint).patch(
+        "linear", "soft_threshold", tau_lr=0.5, tau_weight_decay=0.3
+    )
+    made, _ = make_optimizer(optimizer, adapter.param_groups(0.1), 10)
+    assert [group["lr"] for group in made.param_groups] == [0.1, 0.5]
+    assert [group["weight_decay"] for group in made.param_groups] == [1e-8, 0.3]
+    set_averaged(made, True)
+    set_averaged(made, False)
+
+
+def test_loss_is_what_its_docstring_says(tiny_checkpoint, data_files):
+    potential = load(tiny_checkpoint, torch.float64)
+    frames = read(data_files["train"], potential)
+    frames = [Frame(f.atoms, f.energy, f.forces, None) for f in frames[:3]]
+    batch = next(iter(loader(FrameDataset(frames, potential, {}), potential, 3)))
+    out = potential.forward(batch.inputs)
+    atoms = np.array([len(f.atoms) for f in frames])
+    e = (out.energy.detach().numpy() - [f.energy for f in frames]) / atoms
+    f = out.forces.detach().numpy() - np.concatenate([f.forces for f in frames])
+
+    def huber(x, delta=0.01):
+        x = np.abs(x)
+        return np.where(x < delta, 0.5 * x**2, delta * (x - 0.5 * delta)).mean()
+
+    loss = float(Loss(energy=2.0, forces=3.0)(out, batch))
+    assert loss == pytest.approx(2.0 * huber(e) + 3.0 * huber(f), rel=1e-10)
+
+
+def test_references_are_recovered_exactly():
+    rng = np.random.default_rng(0)
+    true = {1: -13.6, 6: -1030.0, 8: -2041.5}
+    frames, base = [], []
+    for symbols in ("H2O", "CH4", "CO2", "CH3OH"):
+        atoms = Atoms(symbols, positions=rng.normal(size=(len(Atoms(symbols)), 3)))
+        base.append(rng.normal())
+        shift = sum(true[int(z)] for z in atoms.numbers)
+        frames.append(Frame(atoms, base[-1] + shift, np.zeros((len(atoms), 3)), None))
+    fitted = fit_references(frames, np.array(base))
+    assert fitted == pytest.approx(true)
+
+
+def test_errors_are_in_the_units_of_the_table(tiny_checkpoint, data_files):
+    potential = load(tiny_checkpoint)
+    frames = read(data_files["test"], potential)
+    exact = predict(potential, frames)
+    moved = [
+        Frame(f.atoms, e + 0.002 * len(f.atoms), forces + 0.003, None)
+        for f, e, forces in zip(frames, exact.energy, exact.forces, strict=True)
+    ]
+    found = errors(moved, exact)
+    assert found["energy_mae"] == pytest.approx(2.0, rel=1e-6)
+    assert found["forces_mae"] == pytest.approx(3.0, rel=1e-6)
+    assert found["forces_mae_H"] == pytest.approx(3.0, rel=1e-6)
+
+
+def test_the_adapter_records_what_it_was_trained_with(tiny_checkpoint, data_files, tmp_path):
+    result = finetune(config(tiny_checkpoint, data_files, tmp_path / "run"))
+    saved = read_adapter_config(tmp_path / "run" / "adapter")
+    assert saved.base_model == str(tiny_checkpoint)
+    assert saved.species == [1, 6, 7, 8, 11, 17] or sorted(saved.species) == [1, 6, 7, 8, 11, 17]
+    assert set(saved.energy_references) == {1, 6, 8}
+    assert saved.metrics["test after"]["forces_mae"] == pytest.approx(
+        result.table.loc["test after", "forces_mae"]
+    )
+    potential = load(tiny_checkpoint)
+    potential.load_adapter(tmp_path / "run" / "adapter")
+    frames = read(data_files["test"], potential)
+    again = errors(frames, predict(potential, frames))
+    assert again["forces_mae"] == pytest.approx(
+        result.table.loc["test after", "forces_mae"], rel=1e-5
+    )
+    assert again["energy_mae"] == pytest.approx(
+        result.table.loc["test after", "energy_mae"], rel=1e-3
+    )
+
+
+def test_stress_is_learned_where_it_is_labelled(tiny_checkpoint, tmp_path):
+    rng = np.random.default_rng(0)
+    frames = labelled(6)
+    for seed in range(6):
+        atoms = ase.build.bulk("NaCl", "rocksalt", a=5.6, cubic=True)
+        atoms.rattle(0.05, seed=seed)
+        atoms.info["REF_energy"] = -3.0 * len(atoms)
+        atoms.info["REF_stress"] = 0.01 * np.eye(3)
+        atoms.arrays["REF_forces"] = rng.normal(scale=0.1, size=(len(atoms), 3))
+        frames.append(atoms)
+    ase.io.write(tmp_path / "train.xyz", frames)
+    made = make_config(
+        {
+            "model": str(tiny_checkpoint), "train": tmp_path / "train.xyz", "out": tmp_path / "run",
+            "method": "full", "max_steps": 40, "device": "cpu", "valid_fraction": 0.2,
+            "loss": {"stress": 1000.0, "forces": 0.0, "energy": 0.0},
+        }
+    )  # fmt: skip
+    table = finetune(made).table
+    assert table.loc["train after", "stress_mae"] < 0.8 * table.loc["train before", "stress_mae"]
