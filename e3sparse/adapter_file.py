@@ -18,13 +18,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import e3sparse
-from e3sparse.adapter import Adapter, adapters, install
+from e3sparse.adapter import Adapter
 from e3sparse.deltas import Delta, make_method
 from e3sparse.deltas.dense import DenseDelta
 from e3sparse.deltas.fixed_mask import FixedMaskDelta
 from e3sparse.errors import AdapterFileError
 from e3sparse.files import replacing
 from e3sparse.fingerprint import clebsch_gordan_probe, e3nn_version, fingerprint
+from e3sparse.patching import adapters, install
 from e3sparse.paths import Layout, Species
 from e3sparse.targets import Selection, candidates
 

@@ -104,7 +104,7 @@ class Potential(ABC):
 
     def patch(self, targets: Targets, method: str | Method, **options: Any) -> Any:
         """Patch the module with what this backend knows of species and radial networks."""
-        from e3sparse.adapter import patch
+        from e3sparse.patching import patch
 
         return patch(
             self.module, targets, method, species=self.species, fold_into=self.fold_into, **options

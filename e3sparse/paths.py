@@ -170,7 +170,7 @@ def kind_of(module: nn.Module) -> LayerKind | None:
 
 
 def _own_weight(layer: Any, parameter: str) -> nn.Parameter:
-    weight = layer._parameters.get(parameter)
+    weight: nn.Parameter | None = layer._parameters.get(parameter)
     if weight is None:
         raise PassedOver(f"its '{parameter}' is not a parameter of its own")
     return weight

@@ -1,0 +1,182 @@
+"""Putting adapters on a model, finding them there, and merging all of them."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from e3sparse.adapter import Adapter
+from e3sparse.deltas import Delta, Method, make_method
+from e3sparse.errors import PatchError, nearest
+from e3sparse.fingerprint import fingerprint
+from e3sparse.merging import base_parameter
+from e3sparse.paths import Layout, Species
+from e3sparse.state import Record, State, state_of
+from e3sparse.targets import Selection, Targets, select
+
+
+def patch(
+    model: nn.Module,
+    targets: Targets = "linear",
+    method: str | Method = "budget",
+    *,
+    name: str = "default",
+    seed: int = 0,
+    total_steps: int | None = None,
+    species: Species | None = None,
+    fold_into: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> Adapter:
+    """Freeze a model and give its layers trainable deltas, in place.
+
+    Parameters
+    ----------
+    model
+        Any module tree with e3nn layers.
+    targets
+        Which layers; see `e3sparse.targets.select`.
+    method
+        `"budget"`, `"soft_threshold"`, `"low_rank"`, `"dense"`, `"fixed_mask"`, or a `Method`.
+    name
+        Name of the adapter; several can be in one model, and their deltas add up.
+    seed
+        Seed of the deltas' own random generator. The global generator is left alone.
+    total_steps
+        Number of optimizer steps to come, for methods with a schedule.
+    species
+        Which layers have an axis over species, where a backend knows.
+    fold_into
+        For tensor products with external weights: module path of each, and of the linear layer
+        that a merge folds its delta into.
+    **settings
+        Settings of the method, such as `target_sparsity=0.97`.
+
+    Returns
+    -------
+    Adapter
+
+    Raises
+    ------
+    TargetError
+        If `targets` matches nothing.
+    ConfigError
+        If the method or one of its settings does not exist.
+    PatchError
+        If an adapter of that name is in the model.
+    """
+    made = make_method(method, **settings)
+    selection = select(model, targets, species)
+    generator = torch.Generator().manual_seed(seed)
+
+    def weight_like(path: str, layout: Layout) -> Tensor:
+        if layout.parameter is not None:
+            return base_parameter(model, f"{path}.{layout.parameter}")
+        return next(iter(model.parameters()))
+
+    deltas = {
+        path: made.delta(layout, weight_like(path, layout), generator)
+        for path, layout in selection.layers.items()
+    }
+    return install(
+        model,
+        name,
+        made,
+        selection,
+        deltas,
+        targets=targets if isinstance(targets, str) else repr(targets),
+        total_steps=total_steps,
+        species=species,
+        fold_into=fold_into,
+    )
+
+
+def install(
+    model: nn.Module,
+    name: str,
+    method: Method,
+    selection: Selection,
+    deltas: Mapping[str, Delta],
+    *,
+    targets: str = "",
+    total_steps: int | None = None,
+    progress: float = 0.0,
+    species: Species | None = None,
+    fold_into: Mapping[str, str] | None = None,
+) -> Adapter:
+    """Put ready-made deltas into a model under a name; `patch` and `load` end here."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict, name):
+        raise PatchError(
+            f"An adapter cannot be named '{name}': use letters, digits, '-' and '_', and no "
+            "name of a ModuleDict method."
+        )
+    state = state_of(model)
+    if state is None:
+        state = State(
+            fingerprint=fingerprint(model),
+            species=species or Species(),
+            fold_into={},
+            parameters=sum(p.numel() for p in model.parameters()),
+        )
+    if name in state.records:
+        raise PatchError(
+            f"The model has an adapter '{name}' already: remove() it, or choose another name."
+        )
+    state.fold_into.update(fold_into or {})
+    state.records[name] = Record(
+        method=method,
+        layouts=dict(selection.layers),
+        skipped=selection.skipped,
+        targets=targets,
+        total_steps=total_steps,
+        progress=progress,
+    )
+    state.put_in(model, name, deltas)
+    return Adapter(model, name, state)
+
+
+def adapters(model: nn.Module) -> dict[str, Adapter]:
+    """Return the adapters of a model, or of the one patched model inside it, by name."""
+    for module in model.modules():
+        state = state_of(module)
+        if state is not None:
+            return {name: Adapter(module, name, state) for name in state.records}
+    return {}
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Fold every active adapter into the weights, drop the inactive ones; returns the model.
+
+    Raises
+    ------
+    PatchError
+        If the model carries no adapter.
+    """
+    found = adapters(model)
+    if not found:
+        raise PatchError("The model carries no adapter, so there is nothing to merge.")
+    for adapter in found.values():
+        if adapter.attached and not adapter.active:
+            adapter.remove()
+    for adapter in found.values():
+        if adapter._state.records.get(adapter.name) is not None:
+            adapter.merge()
+    return model
+
+
+def get_adapter(model: nn.Module, name: str) -> Adapter:
+    """Return the adapter of that name.
+
+    Raises
+    ------
+    PatchError
+        If there is none.
+    """
+    found = adapters(model)
+    if name not in found:
+        raise PatchError(
+            f"The model has no adapter '{name}'.{nearest(name, found)} "
+            f"It has: {', '.join(found) or 'none'}."
+        )
+    return found[name]

@@ -1,0 +1,92 @@
+"""What is remembered of a patched model: shared by its adapters, an attribute of the model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from e3sparse.deltas import Delta, Method
+from e3sparse.errors import PatchError
+from e3sparse.injection import SUBMODULE, LayerDeltas, eject, inject
+from e3sparse.merging import base_parameter, refold
+from e3sparse.paths import Layout, Species
+from e3sparse.targets import Skipped
+
+_ATTRIBUTE = "_e3sparse"
+
+
+@dataclass
+class Record:
+    """What is known of one adapter, besides its deltas."""
+
+    method: Method
+    layouts: dict[str, Layout]
+    skipped: tuple[Skipped, ...]
+    targets: str = ""
+    total_steps: int | None = None
+    steps: int = 0
+    progress: float = 0.0
+    merged: dict[str, Tensor] | None = None  # ΔW by layer, while it is folded into the weights
+    parked: dict[str, Delta] | None = None  # the deltas, while they are out of the model
+    energy_references: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass
+class State:
+    """Shared by all adapters of a model; an attribute of the model while it is patched."""
+
+    fingerprint: str
+    species: Species
+    fold_into: dict[str, str]
+    parameters: int
+    requires_grad: dict[str, bool] = field(default_factory=dict)
+    records: dict[str, Record] = field(default_factory=dict)
+    base: dict[str, Tensor] = field(default_factory=dict)  # overwritten weights, by parameter
+
+    def layers(self, model: nn.Module, name: str) -> dict[str, LayerDeltas]:
+        """Return the patched layers of an adapter that is in the model, by module path."""
+        found = {}
+        for path in self.records[name].layouts:
+            layer = model.get_submodule(path)._modules.get(SUBMODULE)
+            if not isinstance(layer, LayerDeltas) or name not in layer.deltas:
+                raise PatchError(f"Adapter '{name}' is no longer in layer '{path}'.")
+            found[path] = layer
+        return found
+
+    def put_in(self, model: nn.Module, name: str, deltas: Mapping[str, Delta]) -> None:
+        """Put an adapter's deltas into the model, which is frozen with the first of them."""
+        if state_of(model) is None:
+            self.requires_grad = {n: p.requires_grad for n, p in model.named_parameters()}
+            model.requires_grad_(False)
+            setattr(model, _ATTRIBUTE, self)
+        record = self.records[name]
+        for path, delta in deltas.items():
+            inject(model.get_submodule(path), record.layouts[path]).put_in(name, delta)
+        record.parked = None
+
+    def take_out(self, model: nn.Module, name: str) -> None:
+        """Park an adapter's deltas; with the last of them the model is an ordinary one again."""
+        record = self.records[name]
+        if record.parked is not None:
+            return
+        layers = self.layers(model, name)
+        record.parked = {path: layer[name] for path, layer in layers.items()}
+        for path, layer in layers.items():
+            layer.take_out(name)
+            if not layer.deltas:
+                eject(model.get_submodule(path))
+        if all(other.parked is not None for other in self.records.values()):
+            for parameter, flag in self.requires_grad.items():
+                base_parameter(model, parameter).requires_grad_(flag)
+            delattr(model, _ATTRIBUTE)
+
+    def refold(self, model: nn.Module) -> None:
+        """Write the base weights plus all merged deltas into the model."""
+        merged = [(r.layouts, r.merged) for r in self.records.values() if r.merged is not None]
+        refold(model, self.base, merged, self.fold_into)
+
+
+def state_of(model: nn.Module) -> State | None:
+    """Return the state of a patched model."""
+    state = getattr(model, _ATTRIBUTE, None)
+    return state if isinstance(state, State) else None
