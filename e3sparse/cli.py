@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from e3sparse.errors import ConfigError, E3SparseError
+from e3sparse.errors import ConfigError, E3SparseError, Interrupted
 from e3sparse.paths import KINDS
 
 app = typer.Typer(
@@ -62,6 +63,9 @@ def finetune(
     backend: BackendOption = None,
     head: HeadOption = None,
     device: DeviceOption = None,
+    devices: Annotated[
+        int | None, typer.Option(help="How many of them share each step.  (default 1)")
+    ] = None,
     dtype: DtypeOption = None,
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
@@ -161,6 +165,7 @@ def finetune(
         "backend": backend,
         "head": head,
         "device": device,
+        "devices": devices,
         "dtype": dtype,
         "e0s": e0s,
         "targets": targets[0] if targets and len(targets) == 1 else targets,
@@ -403,8 +408,9 @@ def main() -> None:
     try:
         app()
     except E3SparseError as error:
-        errors.print(f"[bold red]error:[/] {error}", markup=True)
-        sys.exit(2)
+        label = "stopped" if isinstance(error, Interrupted) else "error"
+        errors.print(f"[bold red]{label}:[/] {escape(str(error))}")
+        sys.exit(error.exit_code)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

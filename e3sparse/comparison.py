@@ -7,7 +7,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from e3sparse.adapter_file import read_config, read_values
+from e3sparse.adapter_config import read_config
+from e3sparse.adapter_file import read_values
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 class E3SparseError(Exception):
     """Base of every error that is the user's to mend."""
 
+    exit_code = 2
+
 
 class TargetError(E3SparseError):
     """`targets` does not select what can be patched."""
@@ -26,6 +28,12 @@ class DataError(E3SparseError):
 
 class ConfigError(E3SparseError):
     """Settings that do not fit together, or name something that is not there."""
+
+
+class Interrupted(E3SparseError):  # noqa: N818 -- what the user wanted
+    """A training was stopped from the keyboard and can be resumed."""
+
+    exit_code = 130
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

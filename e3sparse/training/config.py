@@ -25,6 +25,9 @@ class FinetuneConfig(BaseModel):
         theory, where it has several.
     train, valid, test
         Files that ASE reads. Without `valid`, a share `valid_fraction` of train is held out.
+    device, devices
+        `"cpu"`, `"cuda"` or `"auto"`, and how many of them; several share each step's work (DDP),
+        each with `batch_size` frames.
     targets, method, method_settings
         As for `e3sparse.patch`; method also `"full"` (full fine-tuning) and `"scratch"`.
     e0s
@@ -42,6 +45,7 @@ class FinetuneConfig(BaseModel):
     backend: str | None = None
     head: str | None = None
     device: str = "auto"
+    devices: int = Field(1, ge=1)
     dtype: Literal["float32", "float64"] | None = None
 
     train: Path

@@ -18,15 +18,28 @@ from rich.progress import (
 class RunProgress(ProgressBar):
     """One bar for all epochs; where the output is no terminal, a line for each validation."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._console = console
+        self._enabled = True
         self._progress: Progress | None = None
         self._task: Any = None
 
+    def enable(self) -> None:
+        """Report; Lightning's switch."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Do not report, as on every rank but the first; Lightning's switch."""
+        self._enabled = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the terminal, in the process that trains: a console cannot be sent to another."""
+        super().setup(trainer, pl_module, stage)
+        self._console = Console()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
-        if not self._console.is_terminal or trainer.global_rank != 0:
+        if not (self._enabled and self._console.is_terminal):
             return
         self._progress = Progress(
             TextColumn("step"),
@@ -57,7 +70,7 @@ class RunProgress(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print a line where there is no bar."""
-        if self._progress is None and trainer.global_rank == 0:
+        if self._enabled and self._progress is None:
             total = int(trainer.estimated_stepping_batches)
             self._console.print(f"step {trainer.global_step}/{total}  {_line(trainer, 'valid')}")
 

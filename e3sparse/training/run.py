@@ -23,7 +23,7 @@ from rich.console import Console
 import e3sparse
 from e3sparse.adapter import Adapter
 from e3sparse.backends import Potential, load_potential
-from e3sparse.errors import ConfigError, DataError
+from e3sparse.errors import ConfigError, DataError, Interrupted
 from e3sparse.files import replacing
 from e3sparse.training import figures
 from e3sparse.training.config import FinetuneConfig
@@ -121,7 +121,7 @@ def finetune(
             config.loss(potential.forward(b.inputs.to(potential.device)), b.to(potential.device))
             for b in batches
         )
-    _fit(config, module, data, resume, console)
+    _fit(config, module, data, resume)
 
     after = {name: predict(potential, frames) for name, frames in splits.items()}
     rows = {}
@@ -231,12 +231,10 @@ def _prepare(config: FinetuneConfig, potential: Potential, train: list[Frame]) -
     return adapter
 
 
-def _fit(
-    config: FinetuneConfig, module: FineTuning, data: Frames, resume: bool, console: Console
-) -> None:
+def _fit(config: FinetuneConfig, module: FineTuning, data: Frames, resume: bool) -> None:
     checkpoints = config.out / "checkpoints"
     callbacks: list[Callback] = [
-        RunProgress(console),
+        RunProgress(),
         ModelCheckpoint(
             checkpoints,
             filename=_BEST,
@@ -256,7 +254,9 @@ def _fit(
         warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
         trainer = Trainer(
             accelerator="cpu" if device == "cpu" else "gpu",
-            devices=1 if device == "cpu" else "auto",
+            devices=config.devices,
+            # Spawned ranks train and leave a checkpoint; only this process writes the results.
+            strategy="auto" if config.devices == 1 else "ddp_spawn",
             max_epochs=config.epochs if config.max_steps is None else -1,
             max_steps=config.max_steps or -1,
             check_val_every_n_epoch=config.valid_every,
@@ -270,7 +270,14 @@ def _fit(
         )
         checkpoint = str(resumable(config.out)) if resume else None
         module.train()
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+        try:
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            # Lightning has saved a checkpoint and leaves the interpreter.
+            raise Interrupted(
+                f"Training was interrupted at step {trainer.global_step}. Go on with: "
+                f"e3sparse finetune --resume --out {config.out}"
+            ) from stop
     best = checkpoints / f"{_BEST}.ckpt"
     state = torch.load(best, map_location=module.device, weights_only=False)["state_dict"]
     module.load_state_dict(state)

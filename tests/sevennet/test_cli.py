@@ -12,7 +12,6 @@ import yaml
 from ase import Atoms
 from support import labelled
 
-from e3sparse.adapter_file import TENSORS_NAME
 from e3sparse.cli import main
 
 

@@ -11,8 +11,9 @@ from ase import Atoms
 from sevenn.calculator import SevenNetCalculator
 from support import labelled, load
 
-from e3sparse.adapter_file import read_config as read_adapter_config
+from e3sparse.adapter_config import read_config as read_adapter_config
 from e3sparse.adapter_file import read_values
+from e3sparse.errors import Interrupted
 from e3sparse.training.config import make_config
 from e3sparse.training.data import FrameDataset, loader
 from e3sparse.training.evaluation import errors, predict
@@ -126,7 +127,7 @@ def test_resumed_equals_uninterrupted(tiny_checkpoint, data_files, tmp_path, mon
 
     made = config(tiny_checkpoint, data_files, tmp_path / "parts", **settings)
     monkeypatch.setattr(FineTuning, "training_step", interrupted)
-    with pytest.raises(BaseException):  # noqa: B017, PT011 -- KeyboardInterrupt or SystemExit
+    with pytest.raises(Interrupted, match="--resume"):
         finetune(made)
     monkeypatch.setattr(FineTuning, "training_step", original)
     resumed = finetune(made, resume=True)
@@ -254,3 +255,16 @@ def test_stress_is_learned_where_it_is_labelled(tiny_checkpoint, tmp_path):
     )  # fmt: skip
     table = finetune(made).table
     assert table.loc["train after", "stress_mae"] < 0.8 * table.loc["train before", "stress_mae"]
+
+
+def test_two_ranks_equal_one(tiny_checkpoint, data_files, tmp_path):
+    values = []
+    for devices, batch_size in ((1, 4), (2, 2)):
+        made = config(
+            tiny_checkpoint, data_files, tmp_path / str(devices), targets="all", dtype="float64",
+            method_settings={"target_sparsity": 0.8}, devices=devices, batch_size=batch_size,
+        )  # fmt: skip
+        values.append(finetune(made).adapter.values())
+    assert sum(int(v.count_nonzero()) for v in values[0].values()) > 0
+    for path in values[0]:
+        torch.testing.assert_close(values[0][path], values[1][path], rtol=1e-9, atol=1e-12)
