@@ -1,0 +1,198 @@
+"""`e3sparse finetune`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from e3sparse.cli.options import (
+    BackendOption,
+    DeviceOption,
+    DtypeOption,
+    EnergyKey,
+    ForcesKey,
+    HeadOption,
+    StressKey,
+)
+from e3sparse.cli.tables import out, print_errors
+from e3sparse.errors import ConfigError
+
+_DATA, _METHOD, _TRAINING = "Data", "What is trained", "Training"
+
+
+def finetune(
+    model: Annotated[str | None, typer.Option(help="Base model: a name or a file.")] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="Training frames.", rich_help_panel=_DATA)
+    ] = None,
+    valid: Annotated[
+        Path | None,
+        typer.Option(help="Validation frames; else a part of train.", rich_help_panel=_DATA),
+    ] = None,
+    test: Annotated[Path | None, typer.Option(help="Test frames.", rich_help_panel=_DATA)] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="Run folder.  (default run)")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of settings; flags count more.")
+    ] = None,
+    backend: BackendOption = None,
+    head: HeadOption = None,
+    device: DeviceOption = None,
+    devices: Annotated[
+        int | None, typer.Option(help="How many of them share each step.  (default 1)")
+    ] = None,
+    dtype: DtypeOption = None,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    e0s: Annotated[
+        str | None,
+        typer.Option(
+            help="Energy references: fit a per-element shift, or keep.  (default fit)",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="linear, fctp, tp, mlp, all, or a glob or regex on module paths; may be "
+            "repeated.  (default linear)",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="budget, soft_threshold, low_rank, dense, fixed_mask; full or scratch for the "
+            "whole model.  (default budget)",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    target_sparsity: Annotated[
+        float | None,
+        typer.Option(help="Share of zeros in the delta at the end.", rich_help_panel=_METHOD),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Another setting of the method: NAME=VALUE.", rich_help_panel=_METHOD
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="(default 50)", rich_help_panel=_TRAINING)
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Counts instead of epochs.", rich_help_panel=_TRAINING)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="(default 8)", rich_help_panel=_TRAINING)
+    ] = None,
+    valid_every: Annotated[
+        int | None,
+        typer.Option(help="Epochs between validations.  (default 1)", rich_help_panel=_TRAINING),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate; the method's own if left out.", rich_help_panel=_TRAINING
+        ),
+    ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            help="schedule_free, adamw (cosine) or sgd.  (default schedule_free)",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    energy_weight: Annotated[
+        float | None, typer.Option(help="(default 1)", rich_help_panel=_TRAINING)
+    ] = None,
+    forces_weight: Annotated[
+        float | None, typer.Option(help="(default 1)", rich_help_panel=_TRAINING)
+    ] = None,
+    stress_weight: Annotated[
+        float | None, typer.Option(help="(default 1)", rich_help_panel=_TRAINING)
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="Validations without progress before stopping.", rich_help_panel=_TRAINING
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="(default 0)", rich_help_panel=_TRAINING)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder.")
+    ] = False,
+) -> None:
+    """Fine-tune a model with a sparse delta (or whole) and write a run folder."""
+    from e3sparse.training import run
+    from e3sparse.training.config import make_config, read_config
+
+    if overwrite and resume:
+        raise ConfigError("--overwrite and --resume exclude each other.")
+    given = {
+        "model": model,
+        "train": train,
+        "valid": valid,
+        "test": test,
+        "out": out_,
+        "backend": backend,
+        "head": head,
+        "device": device,
+        "devices": devices,
+        "dtype": dtype,
+        "e0s": e0s,
+        "targets": targets[0] if targets and len(targets) == 1 else targets,
+        "method": method,
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "batch_size": batch_size,
+        "valid_every": valid_every,
+        "lr": lr,
+        "optimizer": optimizer,
+        "patience": patience,
+        "seed": seed,
+    }
+    nested: dict[str, dict[str, Any]] = {
+        "keys": {"energy": energy_key, "forces": forces_key, "stress": stress_key},
+        "loss": {"energy": energy_weight, "forces": forces_weight, "stress": stress_weight},
+        "method_settings": _settings(set_ or []) | {"target_sparsity": target_sparsity},
+    }
+    if resume:
+        changed = [k for k, v in given.items() if v is not None and k != "out"]
+        changed += [k for k, part in nested.items() if any(v is not None for v in part.values())]
+        if changed or config:
+            raise ConfigError(
+                "--resume goes on with the settings of the run, so give it --out only "
+                f"(given too: {', '.join(changed) or 'config'})."
+            )
+        folder = out_ or Path("run")
+        values = read_config(folder / run.CONFIG) | {"out": folder}
+    else:
+        values = read_config(config) if config else {}
+        values |= {k: v for k, v in given.items() if v is not None}
+        for name, part in nested.items():
+            said = {k: v for k, v in part.items() if v is not None}
+            if said:
+                values[name] = {**values.get(name, {}), **said}
+        for name in ("model", "train"):
+            if name not in values:
+                raise ConfigError(f"Give --{name}, or '{name}:' in the --config file.")
+    settings = make_config(values)
+    result = run.finetune(settings, overwrite=overwrite, resume=resume, console=out)
+    print_errors(result.table, f"{settings.model}, method {settings.method}")
+    if result.adapter is not None:
+        out.print(str(result.adapter.sparsity()))
+    out.print(f"Run folder: {result.out}")
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    import yaml
+
+    settings = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes NAME=VALUE, not '{pair}'.")
+        settings[name] = yaml.safe_load(value)
+    return settings

@@ -1,0 +1,146 @@
+"""`e3sparse evaluate`, `merge` and `inspect`: what can be done with a model file."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from e3sparse.backends import Potential
+from e3sparse.cli.options import (
+    BackendOption,
+    DeviceOption,
+    DtypeOption,
+    EnergyKey,
+    ForcesKey,
+    HeadOption,
+    ModelArgument,
+    StressKey,
+)
+from e3sparse.cli.tables import out, print_errors
+from e3sparse.errors import ConfigError
+from e3sparse.paths import KINDS
+
+
+def evaluate(
+    model: ModelArgument,
+    data: Annotated[list[Path], typer.Option(help="Labelled frames; may be repeated.")],
+    adapter: Annotated[Path | None, typer.Option(help="Adapter folder to put on first.")] = None,
+    backend: BackendOption = None,
+    head: HeadOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = None,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    e0s: Annotated[
+        str, typer.Option(help="keep, or fit per-element shifts on each file first.")
+    ] = "keep",
+    json: Annotated[Path | None, typer.Option(help="Write the figures here too.")] = None,
+) -> None:
+    """Print the errors of a model on labelled frames, per file and per element."""
+    from e3sparse.files import replacing
+    from e3sparse.training.evaluation import error_table, errors, predict
+    from e3sparse.training.frames import LabelKeys, read_frames
+    from e3sparse.training.references import fit_references
+
+    if e0s not in ("keep", "fit"):
+        raise ConfigError(f"--e0s is 'keep' or 'fit', not '{e0s}'.")
+    potential = _load(model, backend, head, device, dtype)
+    if adapter is not None:
+        potential.load_adapter(adapter)
+    said = {"energy": energy_key, "forces": forces_key, "stress": stress_key}
+    keys = LabelKeys(**{k: v for k, v in said.items() if v is not None})
+    rows = {}
+    for path in data:
+        frames = read_frames(path, keys, known=potential.species.numbers, cutoff=potential.cutoff)
+        predicted = predict(potential, frames)
+        references = fit_references(frames, predicted.energy) if e0s == "fit" else {}
+        rows[str(path)] = errors(frames, predicted, references)
+    table = error_table(rows)
+    print_errors(table, model)
+    if json is not None:
+        with replacing(json) as temporary:
+            table.to_json(temporary, orient="index", indent=1)
+
+
+def merge(
+    model: ModelArgument,
+    adapter: Annotated[list[Path], typer.Option(help="Adapter folder; several are added up.")],
+    out_: Annotated[Path, typer.Option("--out", help="Model file to write.")],
+    backend: BackendOption = None,
+    head: HeadOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Fold adapters into their base model and write an ordinary model file."""
+    import e3sparse
+
+    if out_.exists() and not overwrite:
+        raise ConfigError(f"{out_} exists. Give another --out, or --overwrite.")
+    potential = _load(model, backend, head, "cpu", None)
+    for number, folder in enumerate(adapter):
+        loaded = potential.load_adapter(folder, name=f"adapter{number}")
+        out.print(f"{folder}: {loaded.sparsity()}")
+    e3sparse.merge(potential.module)
+    potential.save(out_)
+    out.print(f"Wrote {out_}")
+
+
+def inspect(
+    model: ModelArgument,
+    targets: Annotated[
+        list[str] | None, typer.Option(help="List the layers that these would patch.")
+    ] = None,
+    backend: BackendOption = None,
+    head: HeadOption = None,
+) -> None:
+    """Show which layers a model has, and what each target would patch."""
+    from e3sparse.targets import candidates, select
+
+    potential = _load(model, backend, head, "cpu", None)
+    found = candidates(potential.module, potential.species)
+    parameters = sum(p.numel() for p in potential.module.parameters())
+    out.print(
+        f"{model}: {parameters:,} parameters, cutoff {potential.cutoff} Å, "
+        f"{len(potential.species.numbers)} elements"
+    )
+    overview = Table("targets", "layers", "entries", "share of parameters")
+    for name in (*KINDS, "all"):
+        layers = [x for x in found.layers.values() if name in ("all", x.kind)]
+        entries = sum(layout.numel for layout in layers)
+        # Reweighted paths are no parameters of the model: their weights come from the radial net.
+        owned = sum(layout.numel for layout in layers if layout.parameter is not None)
+        overview.add_row(name, str(len(layers)), f"{entries:,}", f"{owned / parameters:.2%}")
+    out.print(overview)
+    picked = select(potential.module, targets, potential.species) if targets else found
+    listing = Table(title="Layers")
+    for column in ("layer", "kind", "entries", "species axis", "irreps"):
+        listing.add_column(column, overflow="fold")
+    for path, layout in picked.layers.items():
+        axis = layout.blocks[0].species_axis
+        listing.add_row(
+            path, layout.kind, f"{layout.numel:,}", "" if axis is None else str(axis), layout.irreps
+        )
+    out.print(listing)
+    reasons = Counter(f"{s.kind}: {s.reason}" for s in found.skipped)
+    for reason, count in reasons.items():
+        out.print(f"Passed over, {count} x {reason}")
+
+
+def _load(
+    model: str, backend: str | None, head: str | None, device: str | None, dtype: str | None
+) -> Potential:
+    import torch
+
+    from e3sparse.backends import load_potential
+
+    if dtype not in (None, "float32", "float64"):
+        raise ConfigError(f"--dtype is float32 or float64, not '{dtype}'.")
+    return load_potential(
+        model,
+        backend=backend,
+        device=device or "cpu",
+        dtype=None if dtype is None else getattr(torch, dtype),
+        head=head,
+    )

@@ -1,0 +1,40 @@
+"""Tables on the terminal."""
+
+import sys
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+# In a file or a pipe nobody sees 80 columns.
+out = Console(width=None if sys.stdout.isatty() else 120)
+
+
+def print_errors(table: pd.DataFrame, title: str) -> None:
+    """Print mean absolute errors, and those of the forces by element."""
+    units = {"energy": "meV/atom", "forces": "meV/Å", "stress": "meV/Å³"}
+    columns = {f"{name}_mae": f"{name} MAE ({unit})" for name, unit in units.items()}
+    main = table[[c for c in columns if c in table]].rename(columns=columns)
+    out.print(frame_table(main, title, ".3f"))
+    prefix = "forces_mae_"
+    elements = [str(c) for c in table.columns if str(c).startswith(prefix)]
+    if len(elements) > 1:
+        short = table[elements].rename(columns={c: c.removeprefix(prefix) for c in elements})
+        out.print(frame_table(short, "Force MAE per element (meV/Å)", ".2f"))
+
+
+def frame_table(frame: pd.DataFrame, title: str, number: str) -> Table:
+    """Return a table of a frame; floats are formatted with `number`."""
+
+    def cell(value: object) -> str:
+        if isinstance(value, int):
+            return f"{value:,}"
+        return format(value, number) if isinstance(value, float) else str(value)
+
+    table = Table(title=title)
+    table.add_column("", overflow="fold")
+    for column in frame.columns:
+        table.add_column(str(column), justify="right", overflow="fold")
+    for name, *values in frame.itertuples():
+        table.add_row(str(name), *map(cell, values))
+    return table
