@@ -46,8 +46,9 @@ class Budget(Method):
     """Keep the entries of largest |v|, over all layers together, on a falling schedule.
 
     The model at step 0 is the base model. The kept share is 1 until `warmup`, falls by a cubic
-    to `1 - target_sparsity` at `ramp_end`, and stays; the gradient passes to pruned entries too,
-    so that they can come back. Species that no frame contains get no gradient and stay at 0.
+    to `1 - target_sparsity` at `ramp_end`, and stays. A pruned entry starts again from 0, and the
+    gradient still reaches it, so that it comes back if it keeps being pushed one way. Species that
+    no frame contains get no gradient and stay at 0.
 
     Attributes
     ----------
@@ -63,10 +64,11 @@ class Budget(Method):
     """
 
     name: ClassVar[str] = "budget"
+    default_lr: ClassVar[float] = 4e-2
 
     target_sparsity: float = Field(0.97, ge=0, lt=1)
     warmup: float = Field(0.05, ge=0, le=1)
-    ramp_end: float = Field(0.55, gt=0, le=1)
+    ramp_end: float = Field(0.8, gt=0, le=1)
     every: int = Field(10, ge=1)
     weight_decay: float = Field(0.0, ge=0)
 
@@ -99,10 +101,13 @@ class Budget(Method):
     def step(self, deltas: Sequence[Delta], step: int, progress: float) -> None:
         if step % self.every == 0 or progress >= 1:
             self.refresh(deltas, progress)
+            with torch.no_grad():
+                for delta in _budgets(deltas):
+                    delta.v.mul_(delta.keep)
 
     def refresh(self, deltas: Sequence[Delta], progress: float) -> None:
         """Choose the kept entries anew, from v as it is now."""
-        budgets = [delta for delta in deltas if isinstance(delta, BudgetDelta)]
+        budgets = _budgets(deltas)
         total = sum(delta.v.numel() for delta in budgets)
         count = round(total * (1 - self.sparsity_at(progress)))
         if count == total:
@@ -111,3 +116,8 @@ class Budget(Method):
             return
         for delta, keep in zip(budgets, largest([d.v.abs() for d in budgets], count), strict=True):
             delta.keep.copy_(keep)
+
+
+def _budgets(deltas: Sequence[Delta]) -> list[BudgetDelta]:
+    # A loaded adapter keeps its method's name, with deltas on a fixed support.
+    return [delta for delta in deltas if isinstance(delta, BudgetDelta)]
