@@ -7,7 +7,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 PYTEST := OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore
 SAMPLE := e3sparse/sample_data/malonaldehyde
 DEMO := --model 7net-0 --train $(SAMPLE)/train.xyz --valid $(SAMPLE)/valid.xyz \
-        --test $(SAMPLE)/test.xyz --max-steps 400 --batch-size 5 --valid-every 4 --device cpu
+        --test $(SAMPLE)/test.xyz --epochs 16 --batch-size 5 --valid-every 4 --device cpu
 
 .PHONY: demo test test-slow lint clean
 
