@@ -37,9 +37,9 @@ STEPS, BATCH = 400, 5
 GRIDS = {
     ("full", ""): (1e-3, 3e-3),
     ("low_rank", '{"rank": 16}'): (3e-3, 1e-2),
-    **{("budget", json.dumps({"target_sparsity": s})): (2e-2, 4e-2, 8e-2) for s in LEVELS},
+    **{("budget", json.dumps({"target_sparsity": s})): (4e-2, 8e-2) for s in LEVELS},
 }
-SOFT_LRS, SOFT_RANGE, SOFT_TRIES = (1e-2, 4e-2), (0.1, 2.0), 5
+SOFT_LRS, SOFT_RANGE, SOFT_TRIES = (1e-2, 4e-2), (0.3, 1.2), 3
 
 HEADER = (
     "method", "settings", "lr", "layer-wise sparsity (%)", "updated", "E MAE (meV/atom)",

@@ -1,9 +1,9 @@
 """Generate e3sparse's demo data: malonaldehyde labelled with a range-separated hybrid.
 
 Malonaldehyde (enol form, C3H4O2) shuttles a proton between its two oxygens. SevenNet-0, which was
-trained on PBE, supplies the geometries by molecular dynamics; PySCF labels them. Trajectories and labels are cached, so an
-interrupted run continues where it stopped. Nothing is downloaded. Needs ``sevenn``, ``pyscf``
-and ``pyscf-dispersion``.
+trained on PBE, supplies the geometries by molecular dynamics; PySCF labels them. Trajectories and
+labels are cached, so an interrupted run continues where it stopped. Nothing is downloaded. Needs
+``sevenn``, ``pyscf`` and ``pyscf-dispersion``.
 """
 
 import hashlib
