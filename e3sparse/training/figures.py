@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from e3sparse.files import replacing
 from e3sparse.training.evaluation import Predictions
@@ -29,7 +30,9 @@ def learning_curve(metrics: pd.DataFrame, path: Path) -> None:
             rows = metrics.dropna(subset=[column])
             axes.plot(rows["step"], rows[column], label=label, color=color, marker=marker, ms=3)
     axes.set(xlabel="optimizer step", ylabel="force MAE (meV/Å)", yscale="log")
-    axes.legend(loc="upper right")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.legend(loc="lower left")
     if "sparsity" in metrics:
         rows = metrics.dropna(subset=["sparsity"])
         right = axes.twinx()
@@ -61,22 +64,26 @@ def parity(
             axes[0, column],
             1000 * (energy - energy.mean()),
             1000 * (predicted - energy.mean()),
-            "energy (meV/atom)",
+            ("energy", "meV/atom"),
             name,
         )
-        _panel(axes[1, column], forces, np.concatenate(model.forces).ravel(), "force (eV/Å)", name)
+        forces_now = np.concatenate(model.forces).ravel()
+        _panel(axes[1, column], forces, forces_now, ("force", "eV/Å"), name)
     _write(figure, path)
 
 
-def _panel(axes: Axes, label: Array, predicted: Array, quantity: str, name: str) -> None:
+def _panel(
+    axes: Axes, label: Array, predicted: Array, quantity: tuple[str, str], name: str
+) -> None:
+    what, unit = quantity
     low, high = float(min(label.min(), predicted.min())), float(max(label.max(), predicted.max()))
     axes.plot([low, high], [low, high], color="0.6", lw=1)
     axes.plot(label, predicted, ".", ms=3, alpha=0.5)
     mae = np.abs(predicted - label).mean()
     axes.set(
-        xlabel=f"reference {quantity}",
-        ylabel=f"predicted {quantity}",
-        title=f"{name}: MAE {mae:.3g}",
+        xlabel=f"reference {what} ({unit})",
+        ylabel=f"predicted {what} ({unit})",
+        title=f"{name}: MAE {mae:.3g} {unit}",
         aspect="equal",
     )
 
