@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from e3sparse.deltas import Delta, Method, ParamGroup
 from e3sparse.errors import PatchError
 from e3sparse.injection import LayerDeltas
-from e3sparse.merging import fold_target
+from e3sparse.merging import check_fold
 from e3sparse.paths import Layout, Species
 from e3sparse.sparsity import LayerRow, Sparsity, Summary
 from e3sparse.state import Record, State
@@ -142,8 +142,11 @@ class Adapter:
                     "patch(…, total_steps=N), or step(progress) with progress from 0 to 1."
                 )
             return
+        was_settled = self.settled
         record.progress = min(progress, 1.0)
         record.method.step(list(self.deltas().values()), record.steps, record.progress)
+        if self.settled and not was_settled:
+            self.refresh()
 
     def resume_at(self, steps: int, progress: float) -> None:
         """Set the schedule to where a resumed training stands, without touching the deltas."""
@@ -218,8 +221,9 @@ class Adapter:
         record = self._record
         if record.merged is not None:
             return self.model
-        for path, layout in record.layouts.items():
-            fold_target(path, layout, self._state.fold_into)
+        self.check_merge()
+        if lacking := self.method.unready(list(self.deltas().values())):
+            warnings.warn(f"Adapter '{self.name}' is merged, but {lacking}.", stacklevel=2)
         if not self.settled:
             warnings.warn(
                 f"Adapter '{self.name}' is merged at {record.progress:.0%} of its schedule, with "
@@ -233,13 +237,22 @@ class Adapter:
         self._state.refold(self.model)
         return self.model
 
+    def check_merge(self) -> None:
+        """Raise if the deltas cannot be folded into the weights; nothing is changed."""
+        state, record = self._state, self._record
+        state.check_current(self.model)
+        for path, layout in record.layouts.items():
+            check_fold(self.model, path, layout, state.fold_into)
+
     def restore(self) -> nn.Module:
         """Undo a merge, or take the deltas out: the base weights are left, to the bit.
 
         The adapter keeps its deltas; `attach` puts them back.
         """
-        if self._record.merged is not None:
-            self._record.merged = None
+        record = self._record
+        self._state.check_current(self.model)
+        if record.merged is not None:
+            record.merged = None
             self._state.refold(self.model)
         self._state.take_out(self.model, self.name)
         return self.model

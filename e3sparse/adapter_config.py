@@ -1,10 +1,18 @@
 """`adapter_config.json`: which model an adapter belongs to and how its layers are laid out."""
 
-from json import JSONDecodeError, loads
+from json import loads
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    StrictInt,
+    ValidationError,
+)
 
 import e3sparse
 from e3sparse.errors import AdapterFileError
@@ -32,7 +40,7 @@ class LayerEntry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: str
-    shape: tuple[int, ...]
+    shape: tuple[NonNegativeInt, ...]
     blocks: list[BlockEntry]
 
     @classmethod
@@ -47,18 +55,18 @@ class AdapterConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format_version: int
+    format_version: StrictInt
     e3sparse_version: str
     e3nn_version: str
     framework: dict[str, str] = Field(default_factory=dict)
     base_model: str | None = None
     base_fingerprint: str
-    clebsch_gordan: list[float]
+    clebsch_gordan: list[FiniteFloat]
     method: str
     settings: dict[str, Any]
     targets: str
     species: list[int]
-    energy_references: dict[int, float] = Field(default_factory=dict)
+    energy_references: dict[int, FiniteFloat] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
     sparsity: dict[str, float]
     layers: dict[str, LayerEntry]
@@ -79,7 +87,7 @@ def read_config(directory: str | Path) -> AdapterConfig:
         raise AdapterFileError(
             f"{directory} is not an adapter folder: it has no {CONFIG_NAME}."
         ) from None
-    except (JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterFileError(f"{path} is not valid JSON ({error}): it may be cut off.") from None
     except OSError as error:
         raise AdapterFileError(f"{path} cannot be read ({error.strerror}).") from None

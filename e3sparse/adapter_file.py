@@ -27,7 +27,7 @@ from e3sparse.adapter_config import (
 from e3sparse.deltas import Delta, make_method
 from e3sparse.deltas.dense import DenseDelta
 from e3sparse.deltas.fixed_mask import FixedMaskDelta
-from e3sparse.errors import AdapterFileError
+from e3sparse.errors import AdapterFileError, ConfigError
 from e3sparse.files import replacing
 from e3sparse.fingerprint import clebsch_gordan_probe, e3nn_version, fingerprint
 from e3sparse.patching import adapters, install
@@ -86,10 +86,14 @@ def save(
     tensors: dict[str, Tensor] = {}
     for path, value in values.items():
         tensors |= {f"{path}.{part}": t for part, t in _encode(value).items()}
-    with replacing(directory / TENSORS_NAME) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
-    with replacing(directory / CONFIG_NAME) as temporary:
-        temporary.write_text(config.model_dump_json(indent=1) + "\n")
+    text = config.model_dump_json(indent=1) + "\n"
+    data = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    with (
+        replacing(directory / TENSORS_NAME) as tensors_file,
+        replacing(directory / CONFIG_NAME) as config_file,
+    ):
+        tensors_file.write_bytes(data)
+        config_file.write_text(text)
     return directory
 
 
@@ -131,6 +135,11 @@ def load(
     for path, layout in layouts.items():
         delta = _decode(path, layout, tensors)
         reference = _reference(model, path, layout)
+        if not torch.isfinite(delta().detach().to(reference.dtype)).all():
+            raise AdapterFileError(
+                f"The values of layer '{path}' are too large for {reference.dtype}, the precision "
+                "of this model."
+            )
         deltas[path] = delta.to(dtype=reference.dtype, device=reference.device)
         deltas[path].requires_grad_(trainable)
     if tensors:
@@ -138,10 +147,14 @@ def load(
             f"{TENSORS_NAME} holds '{next(iter(tensors))}', which is of no layer in "
             f"{CONFIG_NAME}: the folder is damaged."
         )
+    try:
+        method = make_method(config.method, **config.settings)
+    except (ConfigError, TypeError) as error:
+        raise AdapterFileError(f"{directory / CONFIG_NAME}: {error}") from None
     adapter = install(
         model,
         name,
-        make_method(config.method, **config.settings),
+        method,
         Selection(layouts, ()),
         deltas,
         targets=config.targets,
@@ -190,8 +203,10 @@ def _matching_layouts(
                 f"adapter was made for another model{_called(config)}."
             )
     probe = clebsch_gordan_probe()
-    if len(probe) == len(config.clebsch_gordan) and any(
-        abs(a - b) > 1e-6 for a, b in zip(probe, config.clebsch_gordan, strict=True)
+    there = config.clebsch_gordan
+    if (probe and there) and (
+        len(probe) != len(there)
+        or any(abs(a - b) > 1e-6 for a, b in zip(probe, there, strict=True))
     ):
         raise AdapterFileError(
             f"The adapter was made with e3nn {config.e3nn_version}, whose Clebsch-Gordan "
@@ -242,6 +257,8 @@ def read_values(directory: str | Path) -> dict[str, Tensor]:
     found = {}
     for path, entry in config.layers.items():
         indices, values = _checked_entries(path, prod(entry.shape), tensors)
+        if prod(entry.shape) > 2**31:
+            raise AdapterFileError(f"Layer '{path}' cannot have the shape {entry.shape}.")
         flat = values if indices is None else values.new_zeros(prod(entry.shape))
         if indices is not None:
             flat[indices] = values
@@ -252,8 +269,15 @@ def read_values(directory: str | Path) -> dict[str, Tensor]:
 def _decode(path: str, layout: Layout, tensors: dict[str, Tensor]) -> Delta:
     indices, values = _checked_entries(path, layout.numel, tensors)
     if indices is None:
-        return DenseDelta(layout, values.reshape(layout.shape))
+        if values.all():
+            return DenseDelta(layout, values.reshape(layout.shape))
+        # Zeros that were saved among the values stay zeros in a training that goes on.
+        indices = torch.nonzero(values).reshape(-1)
+        values = values[indices]
     return FixedMaskDelta(layout, indices, values)
+
+
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _checked_entries(
@@ -264,7 +288,7 @@ def _checked_entries(
     indices = tensors.pop(f"{path}.indices", None)
     if values is None:
         raise AdapterFileError(f"{TENSORS_NAME} lacks the values of layer '{path}'.")
-    if not values.is_floating_point() or values.ndim != 1:
+    if values.dtype not in _REAL or values.ndim != 1:
         raise AdapterFileError(f"The values of layer '{path}' are not a list of real numbers.")
     if not torch.isfinite(values).all():
         raise AdapterFileError(f"The values of layer '{path}' are not all finite numbers.")

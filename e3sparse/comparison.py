@@ -9,6 +9,7 @@ from torch import Tensor
 
 from e3sparse.adapter_config import read_config
 from e3sparse.adapter_file import read_values
+from e3sparse.errors import AdapterFileError
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ def compare_adapters(a: str | Path, b: str | Path) -> pd.DataFrame:
         two = second.get(layer)
         like = one if one is not None else two
         assert like is not None
+        if one is not None and two is not None and one.shape != two.shape:
+            raise AdapterFileError(
+                f"Layer '{layer}' has the shape {tuple(one.shape)} in one adapter and "
+                f"{tuple(two.shape)} in the other: they are of different models."
+            )
         pair = [torch.zeros_like(like) if v is None else v.double() for v in (one, two)]
         rows.append(_compare(layer, pair[0], pair[1]))
         for flat, store in zip(pair, everything, strict=True):

@@ -8,7 +8,7 @@ the class back. DESIGN.md §4 has the alternatives and where each of them fails.
 
 import functools
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -23,7 +23,7 @@ from e3sparse.paths import Layout
 SUBMODULE = "e3sparse"
 """Name under which a patched layer holds its `LayerDeltas`."""
 
-_SUMS: ContextVar[dict[tuple[int, bool], Tensor] | None] = ContextVar("e3sparse_sums", default=None)
+_SUMS: ContextVar[dict[Any, Any] | None] = ContextVar("e3sparse_sums", default=None)
 
 
 @contextmanager
@@ -48,6 +48,7 @@ class LayerDeltas(nn.Module):
         self.layout = layout
         self.deltas = nn.ModuleDict()
         self.active: list[str] = []
+        self.scale: Tensor | None = None  # what merged adapters have reweighted the layer by
 
     def __getitem__(self, name: str) -> Delta:
         delta = self.deltas[name]
@@ -68,30 +69,50 @@ class LayerDeltas(nn.Module):
         """Switch a delta on or off; sums are formed in the order of adding, not of switching."""
         self.active = [n for n in self.deltas if (on if n == name else n in self.active)]
 
-    def total(self) -> Tensor | None:
-        """Return the sum of the active ΔW, of the weight's shape, or None if none is active."""
-        total: Tensor | None = None
-        for name in self.active:
-            values = self.deltas[name]()
-            total = values if total is None else total + values
-        return total
+    def order(self, names: list[str]) -> None:
+        """Form sums in the order of these names."""
+        for name in names:
+            if name in self.deltas:
+                self.deltas[name] = self.deltas.pop(name)
+        self.active = [n for n in self.deltas if n in self.active]
 
     def added_to(self, weight: Tensor) -> Tensor:
         """Return W + ΔW."""
-        sums = _SUMS.get()
-        key = (id(self), torch.is_grad_enabled())
-        if sums is not None and key in sums:
-            return sums[key]
-        total = self.total()
-        out = weight if total is None else weight + total
-        if sums is not None:
-            sums[key] = out
-        return out
+
+        def make() -> Tensor:
+            total: Tensor | None = None
+            for name in self.active:
+                values = self.deltas[name]()
+                total = values if total is None else total + values
+            if total is not None and self.scale is not None:
+                total = total * self.scale.to(total)
+            return weight if total is None else weight + total
+
+        summed: Tensor = self._once(weight, make)
+        return summed
 
     def reweighted(self, weight: Tensor) -> Tensor:
-        """Return w·(1 + ΔW) for weights `(..., numel)` that come from outside."""
-        total = self.total()
-        return weight if total is None else weight * (1 + total)
+        """Return w·Π(1 + ΔW) for weights `(..., numel)` that come from outside."""
+
+        def make() -> Tensor | None:
+            factor: Tensor | None = None
+            for name in self.active:
+                values = 1 + self.deltas[name]()
+                factor = values if factor is None else factor * values
+            return factor
+
+        factor = self._once(None, make)
+        return weight if factor is None else weight * factor
+
+    def _once(self, weight: Tensor | None, make: Callable[[], Any]) -> Any:
+        """Return what `make` returns, from the cache if one is open and still right."""
+        sums = None if torch.compiler.is_compiling() else _SUMS.get()
+        if sums is None:
+            return make()
+        key = (id(self), torch.is_grad_enabled(), tuple(self.active))
+        if key not in sums or sums[key][0] is not weight:
+            sums[key] = (weight, make())
+        return sums[key][1]
 
 
 def _rebuild(base: Any, parameter: str | None) -> Any:
@@ -146,6 +167,13 @@ def patched_class(base: Any, parameter: str | None) -> Any:
             return self._modules[SUBMODULE].added_to(self._parameters[parameter])
 
         namespace[parameter] = property(effective, doc="W + ΔW of the active adapters.")
+    if hasattr(base, "right"):
+
+        def right(self: Any, y: Any, weight: Any = None) -> Any:
+            # Without e3nn's mark for export, because a trace would compile what is marked.
+            return base.right(self, y, weight)
+
+        namespace["right"] = right
     return type(f"Patched{base.__name__}", (base,), namespace)
 
 

@@ -32,6 +32,40 @@ def fold_target(path: str, layout: Layout, fold_into: Mapping[str, str]) -> str:
     return f"{fold_into[path]}.weight"
 
 
+def check_fold(model: nn.Module, path: str, layout: Layout, fold_into: Mapping[str, str]) -> None:
+    """Refuse a layer whose delta `refold` could not fold exactly.
+
+    Raises
+    ------
+    PatchError
+        If the layer that a reweighting would be folded into is not known, or is not a plain
+        matrix `(hidden, weights)` that feeds this tensor product alone.
+    """
+    fold_target(path, layout, fold_into)
+    if layout.parameter is not None:
+        return
+    last = fold_into[path]
+    problem = None
+    try:
+        module = model.get_submodule(last)
+    except AttributeError:
+        raise PatchError(
+            f"There is no layer '{last}' to fold the delta of '{path}' into."
+        ) from None
+    own = {name: p for name, p in module._parameters.items() if p is not None}
+    weight = own.get("weight")
+    if list(fold_into.values()).count(last) > 1:
+        problem = "more than one tensor product is fed by it"
+    elif set(own) != {"weight"} or weight is None:
+        problem = "its weight is not its only parameter"
+    elif isinstance(module, nn.Linear) or weight.ndim != 2 or weight.shape[1] != layout.numel:
+        problem = f"its weight is not a matrix with {layout.numel} columns"
+    elif getattr(module, "act", None) is not None:
+        problem = "an activation follows it"
+    if problem:
+        raise PatchError(f"The delta of '{path}' cannot be folded into '{last}': {problem}.")
+
+
 def base_parameter(model: nn.Module, name: str) -> nn.Parameter:
     """Return the stored parameter, past the property of a patched layer."""
     path, _, leaf = name.rpartition(".")
@@ -46,7 +80,7 @@ def refold(
     base: dict[str, Tensor],
     merged: Iterable[Merged],
     fold_into: Mapping[str, str],
-) -> None:
+) -> dict[str, Tensor]:
     """Write the base weights plus every merged delta into the model.
 
     The sum is formed from the base weights each time, in the order of the forward pass, so that
@@ -58,6 +92,11 @@ def refold(
         The overwritten base weights by parameter name; kept up to date here.
     merged
         The adapters that are folded in, in the order in which they were added to the model.
+
+    Returns
+    -------
+    dict
+        What each reweighted parameter has been multiplied by, `(weights,)`.
     """
     added: dict[str, Tensor] = {}
     reweighted: dict[str, Tensor] = {}
@@ -65,14 +104,18 @@ def refold(
         for path, delta in values.items():
             name = fold_target(path, layouts[path], fold_into)
             store = added if layouts[path].parameter is not None else reweighted
-            store[name] = delta if name not in store else store[name] + delta
+            if store is added:
+                store[name] = delta if name not in store else store[name] + delta
+            else:
+                store[name] = 1 + delta if name not in store else store[name] * (1 + delta)
     for name in {*added, *reweighted, *base}:
         parameter = base_parameter(model, name)
         weight = base.setdefault(name, parameter.detach().clone()).to(parameter)
         if name in added:
             weight = weight + added[name].to(weight)
         if name in reweighted:
-            weight = weight * (1 + reweighted[name].to(weight))
+            weight = weight * reweighted[name].to(weight)
         parameter.copy_(weight)
         if name not in added and name not in reweighted:
             del base[name]
+    return reweighted

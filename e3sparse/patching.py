@@ -11,6 +11,7 @@ from e3sparse.adapter import Adapter
 from e3sparse.deltas import Delta, Method, make_method
 from e3sparse.errors import PatchError, nearest
 from e3sparse.fingerprint import fingerprint
+from e3sparse.injection import LayerDeltas
 from e3sparse.merging import base_parameter
 from e3sparse.paths import Layout, Species
 from e3sparse.state import Record, State, state_of
@@ -73,7 +74,7 @@ def patch(
     def weight_like(path: str, layout: Layout) -> Tensor:
         if layout.parameter is not None:
             return base_parameter(model, f"{path}.{layout.parameter}")
-        return next(iter(model.parameters()))
+        return next(model.parameters(), torch.empty(0))
 
     deltas = {
         path: made.delta(layout, weight_like(path, layout), generator)
@@ -106,13 +107,18 @@ def install(
     fold_into: Mapping[str, str] | None = None,
 ) -> Adapter:
     """Put ready-made deltas into a model under a name; `patch` and `load` end here."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict, name):
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict(), name):
         raise PatchError(
             f"An adapter cannot be named '{name}': use letters, digits, '-' and '_', and no "
             "name of a ModuleDict method."
         )
     state = state_of(model)
     if state is None:
+        if any(isinstance(module, LayerDeltas) for module in model.modules()):
+            raise PatchError(
+                "A part of this model, or a model that it is part of, is patched already: patch "
+                "the same module again, or remove the adapters first."
+            )
         state = State(
             fingerprint=fingerprint(model),
             species=species or Species(),
@@ -123,6 +129,8 @@ def install(
         raise PatchError(
             f"The model has an adapter '{name}' already: remove() it, or choose another name."
         )
+    if species is not None:
+        state.species = species
     state.fold_into.update(fold_into or {})
     state.records[name] = Record(
         method=method,
@@ -153,15 +161,18 @@ def merge(model: nn.Module) -> nn.Module:
     PatchError
         If the model carries no adapter.
     """
-    found = adapters(model)
-    if not found:
+    groups = [adapters(module) for module in model.modules() if state_of(module) is not None]
+    if not groups:
         raise PatchError("The model carries no adapter, so there is nothing to merge.")
-    for adapter in found.values():
-        if adapter.attached and not adapter.active:
+    everything = [adapter for group in groups for adapter in group.values() if adapter.attached]
+    active = [adapter for adapter in everything if adapter.active]
+    for adapter in active:
+        adapter.check_merge()
+    for adapter in everything:
+        if adapter not in active:
             adapter.remove()
-    for adapter in found.values():
-        if adapter._state.records.get(adapter.name) is not None:
-            adapter.merge()
+    for adapter in active:
+        adapter.merge()
     return model
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 _PACKAGE_PREFIX = re.compile(r"^<torch_package_\d+>\.")
+_SCRIPT_PREFIX = re.compile(r"^__torch__\.|___torch_mangle_\d+\.")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,11 @@ class Layout:
         rows = torch.zeros(self.shape, dtype=torch.bool)
         for block, view in self.views(rows):
             if block.species_axis is not None:
-                view.index_fill_(len(self.lead) + block.species_axis, torch.tensor(indices), True)
+                view.index_fill_(
+                    len(self.lead) + block.species_axis,
+                    torch.tensor(indices, dtype=torch.long),
+                    True,
+                )
         return rows
 
     def with_species(self, axis: int) -> "Layout":
@@ -163,6 +168,8 @@ def qualified_name(cls: type) -> str:
 def kind_of(module: nn.Module) -> LayerKind | None:
     """Return the kind of a layer: that of the first class in its MRO that has one."""
     by_class = {name: kind for kind in KINDS.values() for name in kind.classes}
+    if isinstance(module, torch.jit.ScriptModule):
+        return by_class.get(_SCRIPT_PREFIX.sub("", module._c._type().qualified_name()))
     for cls in type(module).__mro__:
         if kind := by_class.get(qualified_name(cls)):
             return kind

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -13,6 +14,8 @@ from e3sparse.paths import Layout, Species
 from e3sparse.targets import Skipped
 
 _ATTRIBUTE = "_e3sparse"
+# Handles outlive a patch: which state a model was last patched with tells the stale ones apart.
+_LATEST: "WeakKeyDictionary[nn.Module, State]" = WeakKeyDictionary()
 
 
 @dataclass
@@ -42,6 +45,7 @@ class State:
     requires_grad: dict[str, bool] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
     base: dict[str, Tensor] = field(default_factory=dict)  # overwritten weights, by parameter
+    scales: dict[str, Tensor] = field(default_factory=dict)  # of reweighted parameters
 
     def layers(self, model: nn.Module, name: str) -> dict[str, LayerDeltas]:
         """Return the patched layers of an adapter that is in the model, by module path."""
@@ -55,14 +59,34 @@ class State:
 
     def put_in(self, model: nn.Module, name: str, deltas: Mapping[str, Delta]) -> None:
         """Put an adapter's deltas into the model, which is frozen with the first of them."""
+        self.check_current(model)
+        _LATEST[model] = self
         if state_of(model) is None:
             self.requires_grad = {n: p.requires_grad for n, p in model.named_parameters()}
             model.requires_grad_(False)
             setattr(model, _ATTRIBUTE, self)
         record = self.records[name]
         for path, delta in deltas.items():
-            inject(model.get_submodule(path), record.layouts[path]).put_in(name, delta)
+            module = model.get_submodule(path)
+            like = module._parameters.get(record.layouts[path].parameter or "")
+            like = next(model.parameters(), None) if like is None else like
+            if like is not None:
+                delta.to(dtype=like.dtype, device=like.device)
+            layer = inject(module, record.layouts[path])
+            layer.put_in(name, delta)
+            layer.order(list(self.records))
         record.parked = None
+        self.rescale(model)
+
+    def check_current(self, model: nn.Module) -> None:
+        """Refuse to touch a model that has been patched anew."""
+        if _LATEST.get(model, self) is not self and any(
+            r.merged is not None or r.parked is not None for r in self.records.values()
+        ):
+            raise PatchError(
+                "The model has been patched anew since this adapter was merged or taken out, so "
+                "its base weights are no longer known to be these. Use adapters(model)."
+            )
 
     def take_out(self, model: nn.Module, name: str) -> None:
         """Park an adapter's deltas; with the last of them the model is an ordinary one again."""
@@ -83,7 +107,16 @@ class State:
     def refold(self, model: nn.Module) -> None:
         """Write the base weights plus all merged deltas into the model."""
         merged = [(r.layouts, r.merged) for r in self.records.values() if r.merged is not None]
-        refold(model, self.base, merged, self.fold_into)
+        scales = refold(model, self.base, merged, self.fold_into)
+        self.scales = scales
+        self.rescale(model)
+
+    def rescale(self, model: nn.Module) -> None:
+        """Tell deltas that are added to a reweighted parameter what it was multiplied by."""
+        for path, module in model.named_modules():
+            if isinstance(module, LayerDeltas):
+                parent = path.removesuffix(SUBMODULE)
+                module.scale = self.scales.get(f"{parent}{module.layout.parameter}")
 
 
 def state_of(model: nn.Module) -> State | None:

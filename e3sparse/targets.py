@@ -86,12 +86,15 @@ def select(model: nn.Module, targets: Targets, species: Species | None = None) -
         for pattern in [targets] if isinstance(targets, str) else targets:
             matches = {p for p, layout in found.layers.items() if _matches(pattern, p, layout)}
             if not matches:
-                known = ["all", *KINDS, *found.layers]
+                held = {layout.kind for layout in found.layers.values()}
+                known = ["all", *held, *found.layers]
                 raise TargetError(
                     f"targets='{pattern}' matches no layer that can be patched."
                     f"{nearest(pattern, known)} {_holdings(found)}"
                 )
             chosen |= matches
+        if not chosen:
+            raise TargetError(f"targets is an empty list. {_holdings(found)}")
     layers = {path: layout for path, layout in found.layers.items() if path in chosen}
     _refuse_shared_weights(model, layers)
     left_out = tuple(
@@ -125,16 +128,18 @@ def _matches(pattern: str, path: str, layout: Layout) -> bool:
 
 
 def _refuse_shared_weights(model: nn.Module, layers: dict[str, Layout]) -> None:
-    seen: dict[int, str] = {}
+    owners: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for parameter in module._parameters.values():
+            owners.setdefault(id(parameter), []).append(path)
     for path, layout in layers.items():
         if layout.parameter is None:
             continue
         weight = model.get_submodule(path)._parameters[layout.parameter]
-        other = seen.setdefault(id(weight), path)
-        if other != path:
+        if len(paths := owners[id(weight)]) > 1:
             raise TargetError(
-                f"'{other}' and '{path}' share one weight tensor, so two deltas would be merged "
-                "into it. Leave one of them out of targets."
+                f"'{paths[0]}' and '{paths[1]}' share one weight tensor, so a delta on one would "
+                "be merged into both. Leave them out of targets, or give each its own weight."
             )
 
 

@@ -80,8 +80,12 @@ class Method(BaseModel, ABC):
         """Derive anew whatever is derived from the parameters, which have been exchanged."""
 
     def settled(self, progress: float) -> bool:
-        """Whether the sparsity is the final one, so that a checkpoint may count as best."""
+        """Whether the schedule has come to the final sparsity at `progress`."""
         return True
+
+    def unready(self, deltas: Sequence[Delta]) -> str | None:
+        """Say what has not been done that training needs, or None."""
+        return None
 
     @property
     def scheduled(self) -> bool:

@@ -14,6 +14,8 @@ from e3sparse.paths import Layout
 class _StraightThrough(torch.autograd.Function):
     """`v * keep`, whose gradient reaches all of v, so that a pruned entry can come back."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(v: Tensor, keep: Tensor) -> Tensor:
         return v * keep

@@ -1,7 +1,7 @@
 """A sparsity pattern that is chosen once: at random, or by Fisher information."""
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -23,6 +23,14 @@ class FixedMaskDelta(Delta):
         super().__init__(layout)
         self.register_buffer("indices", indices)
         self.v = nn.Parameter(v)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # A calibrated support is smaller than the one that the delta was made with.
+        indices = state_dict.get(f"{prefix}indices")
+        if indices is not None and indices.shape != self.indices.shape:
+            self.indices = indices.new_empty(indices.shape, device=self.indices.device)
+            self.v.data = self.v.data.new_empty(indices.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def values(self) -> Tensor:
         flat = self.v.new_zeros(self.layout.numel)
@@ -51,6 +59,12 @@ class FixedMask(Method):
     def calibrated(self) -> bool:
         return self.score == "fisher"
 
+    def unready(self, deltas: Sequence[Delta]) -> str | None:
+        masked = [delta for delta in deltas if isinstance(delta, FixedMaskDelta)]
+        if self.calibrated and masked and all(d.v.numel() == d.layout.numel for d in masked):
+            return "calibrate() was not called, so no entry has been left out"
+        return None
+
     def delta(self, layout: Layout, weight: Tensor, generator: torch.Generator) -> FixedMaskDelta:
         if self.calibrated:
             indices = torch.arange(layout.numel)
@@ -64,9 +78,10 @@ class FixedMask(Method):
         masked = [delta for delta in deltas if isinstance(delta, FixedMaskDelta)]
         fisher = [torch.zeros_like(delta.v) for delta in masked]
         for loss in losses:
-            grads = torch.autograd.grad(loss, [delta.v for delta in masked])
+            grads = torch.autograd.grad(loss, [delta.v for delta in masked], allow_unused=True)
             for total, grad in zip(fisher, grads, strict=True):
-                total += grad.square()
+                if grad is not None:
+                    total += grad.square()
         count = round(sum(f.numel() for f in fisher) * (1 - self.target_sparsity))
         for delta, keep in zip(masked, largest(fisher, count), strict=True):
             delta.indices = delta.indices[keep]

@@ -26,7 +26,9 @@ class LowRankDelta(Delta):
         for block in layout.blocks:
             rows, columns = prod(block.shape[:-1]), block.shape[-1]
             r = min(rank, rows, columns)
-            a = torch.randn((*layout.lead, rows, r), generator=generator) / rows**0.5
+            # In float32 whatever the default is, so that a seed means the same everywhere.
+            shape = (*layout.lead, rows, r)
+            a = torch.randn(shape, generator=generator, dtype=torch.float32) / rows**0.5
             self.a.append(torch.ones_like(a) if rows == 1 else a)
             self.b.append(torch.zeros(*layout.lead, r, columns))
 

@@ -15,6 +15,8 @@ from e3sparse.paths import Layout
 class _SoftThreshold(torch.autograd.Function):
     """`sign(v) * relu(|v| - δ)`, 1.5 times faster than the same in torch operations."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(v: Tensor, threshold: Tensor) -> Tensor:
         return torch.sign(v) * torch.relu(v.abs() - threshold)
@@ -74,8 +76,8 @@ class SoftThreshold(Method):
     def delta(
         self, layout: Layout, weight: Tensor, generator: torch.Generator
     ) -> SoftThresholdDelta:
-        v = torch.randn(layout.shape, generator=generator) * self.init_std
-        tau = torch.tensor(log(self.init_threshold / (1 - self.init_threshold)))
+        v = torch.randn(layout.shape, generator=generator, dtype=torch.float32) * self.init_std
+        tau = weight.new_tensor(log(self.init_threshold / (1 - self.init_threshold)))
         return SoftThresholdDelta(layout, v.to(weight), tau.to(weight))
 
     def param_groups(self, deltas: Sequence[Delta], lr: float) -> list[ParamGroup]:

@@ -1,0 +1,234 @@
+"""The budget method meets the asked-for sparsity exactly, and pruned entries can come back."""
+
+import pytest
+import torch
+from e3nn import o3
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import SPECIES, network, output, patch, random_adapter, randomize
+from torch import nn
+
+import e3sparse
+from e3sparse.deltas import Budget
+from e3sparse.deltas.base import largest
+from e3sparse.errors import PatchError
+from e3sparse.paths import Block, Layout
+
+sparsities = st.floats(0.0, 0.999)
+
+
+def deltas_of(method, sizes, dtype=torch.float64):
+    """Return deltas of layers with so many weights, outside of any model."""
+    made = []
+    for n in sizes:
+        block = Block(f"{n}x0e", None, "1x0e", (n, 1), 0, 1.0)
+        layout = Layout("linear", "weight", f"{n}x0e", None, "1x0e", (n,), (block,))
+        made.append(method.delta(layout, torch.zeros(n, dtype=dtype), torch.Generator()))
+    return made
+
+
+def fill(deltas, values):
+    """Set v of all deltas, one after the other, from one list."""
+    flat = torch.as_tensor(values, dtype=torch.float64)
+    parts = flat.split([d.v.numel() for d in deltas])
+    with torch.no_grad():
+        for delta, part in zip(deltas, parts, strict=True):
+            delta.v.copy_(part)
+
+
+def all_values(deltas):
+    return torch.cat([delta().detach() for delta in deltas])
+
+
+def all_v(deltas):
+    return torch.cat([delta.v.detach() for delta in deltas])
+
+
+@st.composite
+def layers_with_values(draw, elements):
+    sizes = draw(st.lists(st.integers(1, 30), min_size=1, max_size=4))
+    return sizes, draw(st.lists(elements, min_size=sum(sizes), max_size=sum(sizes)))
+
+
+@given(layers_with_values(st.floats(0.01, 10) | st.floats(-10, -0.01)), sparsities)
+def test_the_kept_number_is_exact_over_all_layers_together(layers, sparsity):
+    sizes, values = layers
+    method = Budget(target_sparsity=sparsity)
+    deltas = deltas_of(method, sizes)
+    fill(deltas, values)
+    assert int((all_values(deltas) != 0).sum()) == len(values)
+    v = all_v(deltas)
+    method.step(deltas, 1, 1.0)
+    kept = all_values(deltas) != 0
+    assert int(kept.sum()) == round((1 - sparsity) * len(values))
+    assert torch.equal(all_values(deltas)[kept], v[kept])
+    if kept.any() and not kept.all():
+        assert v[kept].abs().min() >= v[~kept].abs().max()
+
+
+@given(layers_with_values(st.sampled_from([-1.0, 0.0, 1.0, 2.0])), sparsities)
+def test_ties_are_counted_and_zeros_are_never_kept(layers, sparsity):
+    sizes, values = layers
+    method = Budget(target_sparsity=sparsity)
+    deltas = deltas_of(method, sizes)
+    fill(deltas, values)
+    method.step(deltas, 1, 1.0)
+    moved = sum(value != 0 for value in values)
+    kept = torch.cat([delta.keep for delta in deltas])
+    expected = round((1 - sparsity) * len(values))
+    assert int((all_values(deltas) != 0).sum()) == min(expected, moved)
+    if expected < len(values):
+        assert int(kept.sum()) == min(expected, moved)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 40))
+def test_largest_agrees_with_sorting(scores, count):
+    tensor = torch.tensor(scores, dtype=torch.float64)
+    (keep,) = largest([tensor], min(count, len(scores)))
+    chosen = sorted(tensor[keep].tolist(), reverse=True)
+    assert chosen == [s for s in sorted(scores, reverse=True) if s > 0][:count]
+
+
+@given(
+    sparsities,
+    st.floats(0, 0.5),
+    st.floats(0.51, 1),
+    st.lists(st.floats(0, 1), min_size=2, max_size=20).map(sorted),
+)
+def test_the_schedule_rises_from_zero_to_the_target(sparsity, warmup, ramp_end, progresses):
+    method = Budget(target_sparsity=sparsity, warmup=warmup, ramp_end=ramp_end)
+    scheduled = [method.sparsity_at(p) for p in progresses]
+    assert scheduled == sorted(scheduled)
+    assert method.sparsity_at(0.0) == method.sparsity_at(warmup) == 0
+    assert method.sparsity_at(ramp_end) == method.sparsity_at(1.0) == pytest.approx(sparsity)
+    assert not method.settled(0.0)
+    assert method.settled(ramp_end)
+
+
+def trained(sparsity, total_steps, every):
+    """Yield the adapter after each step of a training that moves all weights."""
+    model = nn.ModuleList([o3.Linear("3x0e", "4x0e"), o3.Linear("4x0e", "2x0e")])
+    adapter = e3sparse.patch(
+        model, "linear", total_steps=total_steps, target_sparsity=sparsity, every=every
+    )
+    for _ in range(total_steps):
+        for parameter in adapter.parameters():
+            parameter.data.add_(torch.rand(parameter.shape) + 1)
+        adapter.step()
+        yield adapter
+
+
+trainings = (sparsities, st.integers(1, 60), st.integers(1, 20))
+
+
+@given(*trainings)
+def test_a_whole_training_ends_at_the_target(sparsity, total_steps, every):
+    updated = [a.sparsity().updated for a in trained(sparsity, total_steps, every)]
+    assert updated == sorted(updated, reverse=True)
+    assert updated[-1] == round((1 - sparsity) * 20)
+
+
+@given(*trainings)
+def test_settled_means_that_the_target_is_reached(sparsity, total_steps, every):
+    for adapter in trained(sparsity, total_steps, every):
+        if adapter.settled:
+            assert adapter.sparsity().updated == round((1 - sparsity) * 20)
+
+
+def test_steps_beyond_the_last_stay_at_the_target():
+    *_, adapter = trained(0.9, 5, 3)
+    adapter.step()
+    adapter.step(1.5)
+    assert adapter.sparsity().updated == 2
+
+
+def test_pruned_entries_get_a_gradient_and_come_back():
+    method = Budget(target_sparsity=0.5)
+    (delta,) = deltas_of(method, [4])
+    fill([delta], [1.0, -2.0, 3.0, 0.5])
+    method.step([delta], 1, 1.0)
+    assert delta().tolist() == [0.0, -2.0, 3.0, 0.0]
+    slope = torch.tensor([1.0, 2.0, 3.0, -100.0], dtype=torch.float64)
+    optimizer = torch.optim.SGD(method.param_groups([delta], lr=0.1))
+    (delta() @ slope).backward()
+    assert torch.equal(delta.v.grad, slope)
+    optimizer.step()
+    method.step([delta], 2, 1.0)
+    assert delta.keep.tolist() == [False, False, True, True]
+    assert float(delta()[3].detach()) > 5
+
+
+def test_second_derivatives_pass_straight_through():
+    (delta,) = deltas_of(Budget(), [3])
+    fill([delta], [1.0, 2.0, 3.0])
+    (first,) = torch.autograd.grad(delta().pow(3).sum(), delta.v, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), delta.v)
+    assert torch.equal(second, 6 * delta.v.detach())
+
+
+def test_the_number_of_steps_has_to_be_known():
+    adapter = patch(network(), "all", "budget")
+    with pytest.raises(PatchError, match=r"follows a schedule: call patch\(…, total_steps=N\)"):
+        adapter.step()
+    adapter.step(0.5)
+    patch(network(), "all", "dense").step()
+
+
+def test_step_zero_and_the_warmup_keep_everything():
+    model = network()
+    base = output(model)
+    adapter = patch(model, "all", "budget", total_steps=100)
+    assert torch.equal(output(model), base)
+    assert adapter.sparsity().updated == 0
+    for parameter in adapter.parameters():
+        parameter.data.fill_(1.0)
+    adapter.step(0.05)
+    assert adapter.sparsity().layerwise == 0.0
+
+
+def test_refresh_follows_parameters_that_were_exchanged():
+    adapter = random_adapter(network(), "all", "budget", target_sparsity=0.9)
+    before = {path: delta.keep.clone() for path, delta in adapter.deltas().items()}
+    count = adapter.sparsity().updated
+    generator = torch.Generator().manual_seed(5)
+    for parameter in adapter.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+    assert {p: d.keep.tolist() for p, d in adapter.deltas().items()} == {
+        path: keep.tolist() for path, keep in before.items()
+    }
+    adapter.refresh()
+    keeps = [delta.keep for delta in adapter.deltas().values()]
+    scores = [delta.v.detach().abs() for delta in adapter.deltas().values()]
+    assert any(not torch.equal(k, b) for k, b in zip(keeps, before.values(), strict=True))
+    assert all(torch.equal(k, e) for k, e in zip(keeps, largest(scores, count), strict=True))
+    assert adapter.sparsity().updated == count
+
+
+def test_the_average_of_a_schedule_free_optimizer_meets_the_budget():
+    schedulefree = pytest.importorskip("schedulefree")
+    model = network()
+    adapter = patch(model, "all", "budget", target_sparsity=0.8, total_steps=20, every=3)
+    optimizer = schedulefree.AdamWScheduleFree(adapter.param_groups(lr=0.05))
+    optimizer.train()
+    for _ in range(20):
+        optimizer.zero_grad()
+        sum((delta() - 1.0).square().sum() for delta in adapter.deltas().values()).backward()
+        optimizer.step()
+        adapter.step()
+    kept = round(0.2 * adapter.sparsity().entries)
+    assert adapter.sparsity().updated == kept
+    trained = [p.detach().clone() for p in adapter.parameters()]
+    optimizer.eval()
+    adapter.refresh()
+    assert any(not torch.equal(p, t) for p, t in zip(adapter.parameters(), trained, strict=True))
+    assert adapter.sparsity().updated == kept
+
+
+def test_a_loaded_adapter_stays_on_its_support(tmp_path):
+    random_adapter(network(), "all", "budget", target_sparsity=0.9).save_pretrained(tmp_path)
+    adapter = e3sparse.load(network(), tmp_path, trainable=True, species=SPECIES)
+    supports = {path: value != 0 for path, value in adapter.values().items()}
+    randomize(adapter)
+    adapter.refresh()
+    for path, value in adapter.values().items():
+        assert torch.equal(value != 0, supports[path])

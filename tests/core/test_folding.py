@@ -1,0 +1,227 @@
+"""Tensor products whose weights come from outside: folded exactly, or refused before a change."""
+
+import pytest
+import torch
+from e3nn import nn as enn
+from e3nn import o3
+from networks import (
+    FOLD_INTO,
+    difference,
+    explicit,
+    network,
+    output,
+    patch,
+    random_adapter,
+    randomize,
+    snapshot,
+    weights,
+)
+from torch import nn
+
+import e3sparse
+from e3sparse.errors import E3SparseError, PatchError
+
+
+class Convolution(nn.Module):
+    """A tensor product with external weights on top of any radial network."""
+
+    def __init__(self, radial):
+        super().__init__()
+        self.radial = radial(4)
+        self.conv = tensor_product(shared_weights=False)
+        self.double()
+
+    def forward(self):
+        x, y, r = (torch.linspace(-1, 1, 3 * n).double().reshape(3, n) for n in (6, 4, 4))
+        return self.conv(x, y, self.radial(r))
+
+
+def tensor_product(**kwargs):
+    """Return one with 4 weights."""
+    paths = [(0, 0, 0, "uvu", True), (0, 1, 1, "uvu", True)]
+    return o3.TensorProduct(
+        "2x0e+4x0o", "1x0e+1x1o", "2x0e+2x1o", paths, internal_weights=False, **kwargs
+    )
+
+
+def mlp(numel):
+    return enn.FullyConnectedNet([4, 5, numel], torch.tanh)
+
+
+def test_the_control_folds_exactly():
+    assert_folds_or_refuses(mlp, "radial.layer1", folds=True)
+
+
+@pytest.mark.parametrize(
+    ("radial", "last"),
+    [
+        (lambda n: nn.Sequential(nn.Linear(4, n, bias=False)), "radial.0"),
+        (lambda n: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, n)), "radial.2"),
+        (lambda n: nn.Sequential(o3.Linear("4x0e", f"{n}x0e")), "radial.0"),
+        (lambda n: nn.Sequential(o3.Linear("4x0e", f"{n}x0e", biases=True)), "radial.0"),
+        (mlp, "radial.layer0"),
+        (mlp, "radial.layer2"),
+        (mlp, "radial"),
+    ],
+    ids=["square", "bias", "flat", "flat with bias", "not the last", "no such module", "no weight"],
+)
+def test_a_layer_that_cannot_be_folded_into_is_refused(radial, last):
+    assert_folds_or_refuses(radial, last)
+
+
+def assert_folds_or_refuses(radial, last, folds=False):
+    model = Convolution(radial)
+    base, before = model(), snapshot(model)
+    try:
+        adapter = e3sparse.patch(model, "tp", "dense", fold_into={"conv": last})
+    except E3SparseError:
+        assert not folds
+        assert snapshot(model) == before
+        return
+    randomize(adapter)
+    patched, before = model(), snapshot(model)
+    assert difference(patched, base) > 1e-2
+    try:
+        adapter.merge()
+    except E3SparseError:
+        assert not folds
+        assert snapshot(model) == before
+        assert torch.equal(model(), patched)
+        return
+    assert difference(model(), patched) < 1e-12
+    adapter.restore()
+    assert torch.equal(model(), base)
+
+
+def test_merge_without_a_layer_to_fold_into_changes_nothing():
+    model = network()
+    adapter = random_adapter(model, fold_into=None)
+    patched, before = output(model), snapshot(model)
+    for merge in (adapter.merge, lambda: e3sparse.merge(model)):
+        with pytest.raises(PatchError, match=r"'conv' come from outside.*fold_into=\{'conv'"):
+            merge()
+        assert snapshot(model) == before
+        assert torch.equal(output(model), patched)
+    assert adapter.active
+
+
+def test_a_merge_of_all_adapters_is_all_or_nothing():
+    model = network()
+    random_adapter(model, "linear", name="first", fold_into=None)
+    unused = random_adapter(model, "linear", name="unused", seed=4, fold_into=None)
+    random_adapter(model, "conv", name="last", seed=5, fold_into=None)
+    unused.active = False
+    before = snapshot(model)
+    with pytest.raises(PatchError, match="'conv' come from outside"):
+        e3sparse.merge(model)
+    assert snapshot(model) == before
+    assert list(e3sparse.adapters(model)) == ["first", "unused", "last"]
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_reweightings_say_the_same_however_many_of_them_are_merged(first):
+    model = network()
+    before = snapshot(model)
+    adapters = {
+        name: random_adapter(model, "conv", name=name, seed=k) for k, name in enumerate("ab")
+    }
+    patched = output(model)
+    assert difference(patched, output(network())) > 1e-2
+    adapters[first].merge()
+    assert difference(output(model), patched) < 1e-12
+    e3sparse.merge(model)
+    assert difference(output(model), patched) < 1e-12
+    for adapter in adapters.values():
+        adapter.restore()
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("merged_first", [None, "mlp", "conv"])
+@pytest.mark.parametrize("patched_first", ["mlp", "conv"])
+def test_a_delta_on_the_folded_layer_is_reweighted_too(patched_first, merged_first):
+    model = network()
+    names = sorted(["mlp", "conv"], key=lambda name: name != patched_first)
+    adapters = {name: random_adapter(model, name, name=name, seed=len(name)) for name in names}
+    patched, before = output(model), snapshot(model)
+    values = [adapter.values() for adapter in adapters.values()]
+    assert difference(patched, output(explicit(*values))) < 1e-12
+    if merged_first is not None:
+        try:
+            adapters[merged_first].merge()
+        except PatchError:
+            assert snapshot(model) == before
+        assert difference(output(model), patched) < 1e-12
+    e3sparse.merge(model)
+    assert difference(output(model), patched) < 1e-12
+
+
+class TwoConvolutions(Convolution):
+    """Both are fed by one radial network."""
+
+    def __init__(self):
+        super().__init__(mlp)
+        self.other = tensor_product(shared_weights=False).double()
+
+    def forward(self):
+        x, y, r = (torch.linspace(-1, 1, 3 * n).double().reshape(3, n) for n in (6, 4, 4))
+        w = self.radial(r)
+        return self.conv(x, y, w) + 2 * self.other(x, y, w)
+
+
+@pytest.mark.parametrize("targets", ["tp", "conv"])
+def test_a_radial_network_of_two_convolutions(targets):
+    model = TwoConvolutions()
+    both = dict.fromkeys(("conv", "other"), "radial.layer1")
+    adapter = randomize(e3sparse.patch(model, targets, "dense", fold_into=both))
+    patched, before = model(), snapshot(model)
+    try:
+        adapter.merge()
+    except PatchError:
+        assert snapshot(model) == before
+        return
+    assert difference(model(), patched) < 1e-12
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_zero_weight_stays_zero(shared):
+    model = nn.ModuleDict({"conv": tensor_product(shared_weights=shared), "other": nn.Linear(1, 1)})
+    randomize(e3sparse.patch(model, "tp", "dense"))
+    x, y, w = torch.randn(3, 6), torch.randn(3, 4), torch.randn(3, 4)
+    w = w[0] if shared else w
+    assert torch.equal(model["conv"](x, y, 0 * w), torch.zeros(3, 8))
+    assert not torch.equal(model["conv"](x, y, w), torch.zeros(3, 8))
+    with pytest.raises(RuntimeError, match="Weights must be provided"):
+        model["conv"](x, y)
+
+
+def test_the_right_hand_operator_is_reweighted_alike():
+    conv = tensor_product(shared_weights=True, compile_right=True)
+    model = nn.ModuleDict({"conv": conv, "other": nn.Linear(1, 1)})
+    x, y, w = torch.randn(3, 6), torch.randn(3, 4), torch.randn(4)
+    base = conv.right(y, w)
+    randomize(e3sparse.patch(model, "tp", "dense"))
+    right = conv.right(y, w)
+    assert not torch.allclose(right, base)
+    assert torch.allclose(torch.einsum("zik,zi->zk", right, x), conv(x, y, w), atol=1e-5)
+
+
+def test_a_model_without_a_parameter_of_its_own():
+    conv = tensor_product(shared_weights=True)
+    x, y, w = torch.randn(3, 6), torch.randn(3, 4), torch.randn(4)
+    base = conv(x, y, w)
+    adapter = e3sparse.patch(conv, "tp", "dense")
+    assert torch.equal(conv(x, y, w), base)
+    randomize(adapter)
+    assert not torch.allclose(conv(x, y, w), base)
+
+
+def test_a_patch_leaves_the_radial_network_as_it_is():
+    model = network()
+    before = {key: value for key, _, value in weights(model)}
+    adapter = patch(model, "conv")
+    assert list(adapter.layouts) == ["conv"]
+    assert not any(key.startswith("radial") and "e3sparse" in key for key in model.state_dict())
+    randomize(adapter).merge()
+    after = {key: value for key, _, value in weights(model)}
+    changed = {key for key in before if before[key] != after[key]}
+    assert changed == {f"{FOLD_INTO['conv']}.weight"}

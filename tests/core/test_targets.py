@@ -1,0 +1,170 @@
+"""What `targets` selects, and that nothing is skipped in silence."""
+
+import pytest
+import torch
+from e3nn import o3
+from networks import network, patch
+from torch import nn
+
+import e3sparse
+from e3sparse.errors import TargetError
+from e3sparse.targets import select
+
+LAYERS = {
+    "embedding": "linear",
+    "conv": "tp",
+    "radial.layer0": "mlp",
+    "radial.layer1": "mlp",
+    "self_connection": "fctp",
+    "mixed": "tp",
+    "readout": "linear",
+}
+
+
+def of_kind(*kinds):
+    return {path for path, kind in LAYERS.items() if kind in kinds}
+
+
+def in_ensemble():
+    return nn.ModuleDict({"first": network(), "second": network()})
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("linear", of_kind("linear")),
+        ("fctp", of_kind("fctp")),
+        ("tp", of_kind("tp")),
+        ("mlp", of_kind("mlp")),
+        ("all", set(LAYERS)),
+        ("mixed", {"mixed"}),
+        ("radial", {"radial.layer0", "radial.layer1"}),
+        ("radial.*0", {"radial.layer0"}),
+        ("*", set(LAYERS)),
+        (r"radial\.layer\d", {"radial.layer0", "radial.layer1"}),
+        (r"(?!radial).*", set(LAYERS) - of_kind("mlp")),
+        (r"e.+ing|readout", {"embedding", "readout"}),
+        (["linear", "radial.layer1"], of_kind("linear") | {"radial.layer1"}),
+        (["linear", "embedding"], of_kind("linear")),
+        (("mixed",), {"mixed"}),
+        (lambda path, module: isinstance(module, o3.TensorProduct), of_kind("tp", "fctp")),
+        (lambda path, module: path.endswith("1"), {"radial.layer1"}),
+    ],
+)
+def test_what_is_selected(targets, expected):
+    selection = select(network(), targets)
+    assert set(selection.layers) == expected
+    assert {path: layout.kind for path, layout in selection.layers.items()} == {
+        path: LAYERS[path] for path in expected
+    }
+    assert {skip.path for skip in selection.skipped} == set(LAYERS) - expected
+    assert {skip.reason for skip in selection.skipped} <= {"not among the targets"}
+
+
+def test_a_parent_path_is_no_mere_prefix():
+    model = nn.ModuleDict({"block": in_ensemble(), "block1": network()})
+    layers = select(model, "block.first").layers
+    assert set(layers) == {f"block.first.{path}" for path in LAYERS}
+    assert all(path.startswith("block.") for path in select(model, "block").layers)
+
+
+def test_every_layer_of_the_model_is_listed_in_the_summary():
+    model = network()
+    model.fixed = o3.ElementwiseTensorProduct("2x1o", "2x1o")
+    text = str(patch(model, ["mixed", "embedding"]).summary())
+    for path in LAYERS:
+        assert path in text or LAYERS[path] in text
+    assert "tp: it has no weights (fixed)" in text
+    assert "2 x mlp: not among the targets (radial.layer0, radial.layer1)" in text
+
+
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        ("lineer", "Did you mean 'linear'"),
+        ("radial.layer2", "Did you mean 'radial.layer"),
+        ("nothing_like_it", "targets='nothing_like_it' matches no layer"),
+        ("(", r"targets='\(' matches no layer"),
+        (["linear", "mixd"], r"targets='mixd' matches no layer.*Did you mean 'mixed'"),
+        (lambda path, module: False, "accepted no layer"),
+    ],
+)
+def test_targets_that_match_nothing(targets, says):
+    holdings = r".*The model holds 1 fctp, 2 linear, 2 mlp, 2 tp \(try targets='(linear|mlp|tp)'\)"
+    with pytest.raises(TargetError, match=says + holdings):
+        select(network(), targets)
+
+
+@pytest.mark.parametrize("targets", [[], ()])
+def test_an_empty_list_of_targets_matches_nothing(targets):
+    with pytest.raises(TargetError, match="The model holds 1 fctp"):
+        select(network(), targets)
+
+
+def test_a_kind_that_the_model_does_not_hold():
+    with pytest.raises(TargetError, match="The model holds 1 linear") as refused:
+        select(nn.ModuleDict({"only": o3.Linear("2x0e", "2x0e")}), "fctp")
+    assert "Did you mean" not in str(refused.value)
+
+
+def test_a_model_without_a_layer_of_a_known_kind():
+    with pytest.raises(TargetError, match="holds no layer of a kind that e3sparse knows"):
+        select(nn.Linear(2, 2), "all")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: o3.Linear("2x0e", "2x0e", internal_weights=False), "come from outside"),
+        (lambda: torch.jit.script(o3.Linear("2x0e", "2x0e")), "TorchScript"),
+    ],
+    ids=["external", "TorchScript"],
+)
+def test_a_model_whose_layers_are_all_passed_over_says_why(make, reason):
+    with pytest.raises(TargetError, match=f"Layers passed over: .*{reason}"):
+        select(nn.ModuleDict({"only": make()}), "linear")
+
+
+def test_nothing_is_changed_when_targets_match_nothing():
+    model = network()
+    classes = [type(module) for module in model.modules()]
+    flags = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(TargetError):
+        e3sparse.patch(model, "lineer")
+    assert [type(module) for module in model.modules()] == classes
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert not e3sparse.adapters(model)
+
+
+def with_tied_weights():
+    model = nn.ModuleDict({"one": o3.Linear("2x0e", "2x0e"), "two": o3.Linear("2x0e", "2x0e")})
+    model["two"].weight = model["one"].weight
+    return model
+
+
+def test_a_shared_weight_tensor_is_refused():
+    with pytest.raises(TargetError, match="'one' and 'two' share one weight tensor"):
+        select(with_tied_weights(), "linear")
+
+
+def test_a_merge_leaves_a_layer_that_shares_the_weight_as_it_was():
+    # Refusing at patch time would do as well; changing 'two' behind the user's back would not.
+    model = with_tied_weights()
+    x = torch.ones(1, 2)
+    before = model["two"](x)
+    try:
+        adapter = e3sparse.patch(model, "one", "dense")
+    except TargetError:
+        return
+    with torch.no_grad():
+        adapter.parameters()[0].fill_(1.0)
+    patched = model["one"](x)
+    adapter.merge()
+    assert torch.equal(model["one"](x), patched)
+    assert torch.equal(model["two"](x), before)
+
+
+def test_one_module_under_two_names_is_patched_once():
+    model = nn.ModuleDict({"one": o3.Linear("2x0e", "2x0e")})
+    model["two"] = model["one"]
+    assert list(select(model, "linear").layers) == ["one"]
