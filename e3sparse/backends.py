@@ -102,7 +102,9 @@ class Potential(ABC):
         """Where the weights are."""
         return next(self.module.parameters()).device
 
-    def patch(self, targets: Targets, method: str | Method, **options: Any) -> Any:
+    def patch(
+        self, targets: Targets = "linear", method: str | Method = "budget", **options: Any
+    ) -> Any:
         """Patch the module with what this backend knows of species and radial networks."""
         from e3sparse.patching import patch
 

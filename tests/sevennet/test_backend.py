@@ -91,7 +91,9 @@ def test_merged_saved_and_loaded_equal_patched(tiny, targets, tmp_path):
     assert relative(base, patched) > 1e-3
     assert list(tiny.module.state_dict()) == keys
     tiny.save(tmp_path / "merged.pth")
-    assert torch.equal(evaluate(load(tmp_path / "merged.pth", tiny.dtype)), evaluate(tiny))
+    # SevenNet reads every checkpoint into a float32 model.
+    again = evaluate(load(tmp_path / "merged.pth", tiny.dtype))
+    assert relative(again, evaluate(tiny)) <= (0 if tiny.dtype == torch.float32 else 1e-6)
     adapter.restore()
     assert torch.equal(evaluate(tiny), base)
     loaded = tiny.load_adapter(tmp_path / "adapter")

@@ -206,7 +206,7 @@ def test_resume_without_a_run(run, tmp_path):
     assert "config.yaml" in err
 
 
-@pytest.mark.parametrize("target", ["safetensors.torch.save_file", "torch.save"])
+@pytest.mark.parametrize("target", ["safetensors.torch.save", "torch.save"])
 def test_a_full_disk(target, finetune, monkeypatch, tmp_path):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
