@@ -15,9 +15,11 @@ import os
 import subprocess
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Lock
 from typing import Annotated
 
 import ase.io
@@ -99,15 +101,18 @@ class Runs:
 
     def __init__(self, jobs):
         self.rows = read_rows().to_dict("records") if CSV.exists() else []
+        self.lock = Lock()
         self.pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
 
     def get(self, wanted):
         """Return the rows of (method, settings, lr, seed) tuples, running those that lack."""
         todo = [key for key in dict.fromkeys(wanted) if self.find(key) is None]
         for future in [self.pool.submit(one_run, *key) for key in todo]:
-            self.rows.append(future.result())
-            CSV.parent.mkdir(exist_ok=True)
-            pd.DataFrame(self.rows).to_csv(CSV, index=False)
+            row = future.result()
+            with self.lock:
+                self.rows.append(row)
+                CSV.parent.mkdir(exist_ok=True)
+                pd.DataFrame(self.rows).to_csv(CSV, index=False)
         return [self.find(key) for key in wanted]
 
     def find(self, key):
@@ -157,7 +162,10 @@ def run(jobs: Annotated[int, typer.Option(help="Processes, of one thread each.")
         rates[row["method"], row["settings"]] = row["lr"]
     runs.get([(m, s, lr, seed) for seed in SEEDS for (m, s), lr in rates.items()])
     for level, tolerance in LEVELS.items():
-        rows = [calibrate(runs, lr, level, tolerance) for lr in SOFT_LRS]
+        # The bisections of different learning rates do not wait for each other.
+        with ThreadPoolExecutor() as threads:
+            levels = (repeat(level), repeat(tolerance))
+            rows = list(threads.map(calibrate, repeat(runs), SOFT_LRS, *levels))
         best = min(rows, key=lambda r: r["valid_forces_mae"])
         key = (best["method"], best["settings"], best["lr"])
         runs.get([(*key, seed) for seed in SEEDS])
