@@ -22,7 +22,7 @@ def diff(
     b: Annotated[Path, typer.Argument(help="Another.")],
 ) -> None:
     """Compare two adapters: settings, and the entries that each layer's delta changes."""
-    from e3sparse.comparison import compare_adapters, differing_settings
+    from e3sparse.analysis.comparison import compare_adapters, differing_settings
 
     for name, (one, two) in differing_settings(a, b).items():
         out.print(f"{name}: {one} | {two}")

@@ -8,7 +8,7 @@ from networks import network, random_adapter, randomize
 pytest.importorskip("pandas")
 
 import e3sparse
-from e3sparse.comparison import compare_adapters, differing_settings
+from e3sparse.analysis.comparison import compare_adapters, differing_settings
 from e3sparse.errors import E3SparseError
 
 

@@ -1,0 +1,1 @@
+"""Tables of what adapters changed; needs pandas."""
