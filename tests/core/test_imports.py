@@ -17,7 +17,7 @@ EXTRAS = {
     *("rich", "schedulefree", "typer", "yaml"),
 }
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-MAY_USE_EXTRAS = ("training/", "cli", "calculator.py", "backends.py", "comparison.py")
+MAY_USE_EXTRAS = ("training/", "cli", "calculator.py", "backends.py", "analysis/")
 
 
 def imported(source):
