@@ -3,7 +3,8 @@
 `module.__class__` is set to a subclass of its own class, made on the fly, in which the weight is
 a property that adds the deltas, which are a submodule. The base weight stays where it was, so
 state-dict keys, their order and `functional_call` are untouched, and taking the patch out sets
-the class back. DESIGN.md §4 has the alternatives and where each of them fails.
+the class back. `torch.nn.utils.parametrize` renames keys and refuses to pickle, forward hooks do
+not survive a copy, and a static subclass cannot be written for classes from a package.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""A patched layer is its own class, copies, pickles and state dicts as before: DESIGN.md §4."""
+"""A patched layer copies, pickles and keeps its state dict as it did before."""
 
 import copy
 import io

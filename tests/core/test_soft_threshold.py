@@ -77,7 +77,7 @@ def test_the_start(dtype):
     )
     assert float(delta.v.detach().std()) == pytest.approx(0.01, rel=0.02)
     assert float(delta.v.detach().mean()) == pytest.approx(0.0, abs=3e-4)
-    # |v| < δ = 0.1 σ for 8 % of a normal distribution: the 92 % of noise of DESIGN.md §3.
+    # |v| < δ = 0.1 σ for 8 % of a normal distribution: the 92 % of noise that training starts from.
     assert adapter.sparsity().layerwise == pytest.approx(0.0797, abs=0.01)
 
 
@@ -149,7 +149,7 @@ def test_the_decay_of_the_threshold_makes_the_delta_sparse():
 
 
 def test_a_zero_entry_is_dead():
-    # DESIGN.md §3: why the default method is another one.
+    # Why the default method is another one.
     delta = delta_of([0.1] * 11 + [0.9], 0.0)
     grads = torch.autograd.grad(delta().sum(), (delta.v, delta.tau))
     assert grads[0].tolist() == [0.0] * 11 + [1.0]
