@@ -123,8 +123,10 @@ class Runs:
 
 
 def read_rows():
-    """Return the CSV; methods without settings have an empty string there."""
-    return pd.read_csv(CSV).fillna({"settings": ""})
+    """Return the CSV, each run once; methods without settings have an empty string there."""
+    rows = pd.read_csv(CSV).fillna({"settings": ""})
+    # Two bisections that wanted the same run at once have both made it.
+    return rows.drop_duplicates(["method", "settings", "lr", "seed"])
 
 
 def soft(weight_decay):
