@@ -42,7 +42,7 @@ GRIDS = {
     ("low_rank", '{"rank": 16}'): (3e-3, 1e-2, 3e-2),
     **{("budget", json.dumps({"target_sparsity": s})): (4e-2, 8e-2) for s in LEVELS},
 }
-SOFT_LRS, SOFT_RANGE, SOFT_TRIES = (1e-2, 4e-2), (0.1, 1.2), 4
+SOFT_LRS, SOFT_RANGE, SOFT_TRIES = (1e-2, 4e-2), (0.1, 20.0), 4
 
 HEADER = (
     "method", "settings", "lr", "layer-wise sparsity (%)", "updated", "E MAE (meV/atom)",
@@ -155,6 +155,12 @@ def calibrate(runs, lr, level, tolerance):
     return min(known, key=lambda r: abs(r["layerwise_sparsity"] - level))
 
 
+def repeat_soft(runs, lr, level, tolerance):
+    """Calibrate the soft threshold for a level and run all seeds."""
+    row = calibrate(runs, lr, level, tolerance)
+    runs.get([("soft_threshold", row["settings"], lr, seed) for seed in SEEDS])
+
+
 @app.command()
 def run(jobs: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 1):
     """Run whatever is missing."""
@@ -169,8 +175,7 @@ def run(jobs: Annotated[int, typer.Option(help="Processes, of one thread each.")
         same = (repeat(level), repeat(tolerance))
         tried = threads.map(calibrate, repeat(runs), SOFT_LRS, *same)
         lr = min(tried, key=lambda r: r["valid_forces_mae"])["lr"]
-        chosen = list(threads.map(calibrate, repeat(runs), repeat(lr), LEVELS, LEVELS.values()))
-    runs.get([(r["method"], r["settings"], lr, seed) for seed in SEEDS for r in chosen])
+        list(threads.map(repeat_soft, repeat(runs), repeat(lr), LEVELS, LEVELS.values()))
 
 
 @app.command()
