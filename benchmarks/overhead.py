@@ -10,7 +10,6 @@ allocator's peak on CUDA). With --write the table goes to benchmarks/results/ove
 
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -109,12 +108,20 @@ def measure_memory(method, frames, model, device):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        # Not getrusage: its peak is inherited from the process that started this one.
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident_peak()
     for _ in range(3):
         stepper.step()
     if device != "cpu":
         return torch.cuda.max_memory_allocated() - before
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return resident_peak() - before
+
+
+def resident_peak():
+    """Return the peak resident set of this process in bytes (Linux)."""
+    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x]
+    return int(line.split()[1]) * 1024
 
 
 def main(

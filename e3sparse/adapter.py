@@ -167,6 +167,8 @@ class Adapter:
 
     def calibrate(self, losses: Iterable[Tensor]) -> None:
         """Let the method choose its support from one pass of losses over the data."""
+        if not self.method.calibrated:
+            raise PatchError(f"Method '{self.method.name}' has nothing to calibrate.")
         self.method.calibrate(list(self.deltas().values()), losses)
 
     def freeze_absent_species(self, present: Iterable[int]) -> list[int]:
@@ -267,7 +269,7 @@ class Adapter:
     def remove(self) -> nn.Module:
         """Take the adapter out for good; other adapters stay. Returns the model."""
         self.restore()
-        del self._state.records[self.name]
+        self._state.forget(self.model, self.name)
         return self.model
 
     def save_pretrained(self, directory: str | Path, **metadata: Any) -> Path:

@@ -61,6 +61,11 @@ def save(
         Anything JSON can hold.
     """
     values = adapter.values()
+    for path, value in values.items():
+        if not torch.isfinite(value).all():
+            raise AdapterFileError(
+                f"The values of layer '{path}' are not all finite numbers: the training diverged."
+            )
     counts = adapter.sparsity()
     config = AdapterConfig(
         format_version=FORMAT_VERSION,

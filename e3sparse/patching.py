@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from e3sparse.adapter import Adapter
 from e3sparse.deltas import Delta, Method, make_method
-from e3sparse.errors import PatchError, nearest
+from e3sparse.errors import ConfigError, PatchError, nearest
 from e3sparse.fingerprint import fingerprint
 from e3sparse.injection import LayerDeltas
 from e3sparse.merging import base_parameter
@@ -68,6 +68,8 @@ def patch(
         If an adapter of that name is in the model.
     """
     made = make_method(method, **settings)
+    if total_steps is not None and total_steps < 1:
+        raise ConfigError(f"total_steps is {total_steps}, and a training has at least one step.")
     selection = select(model, targets, species)
     generator = torch.Generator().manual_seed(seed)
 

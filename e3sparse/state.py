@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from e3sparse.deltas import Delta, Method
 from e3sparse.errors import PatchError
+from e3sparse.fingerprint import fingerprint
 from e3sparse.injection import SUBMODULE, LayerDeltas, eject, inject
 from e3sparse.merging import base_parameter, refold
 from e3sparse.paths import Layout, Species
@@ -45,6 +47,7 @@ class State:
     requires_grad: dict[str, bool] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
     base: dict[str, Tensor] = field(default_factory=dict)  # overwritten weights, by parameter
+    hook: Any = None
     scales: dict[str, Tensor] = field(default_factory=dict)  # of reweighted parameters
 
     def layers(self, model: nn.Module, name: str) -> dict[str, LayerDeltas]:
@@ -65,6 +68,7 @@ class State:
             self.requires_grad = {n: p.requires_grad for n, p in model.named_parameters()}
             model.requires_grad_(False)
             setattr(model, _ATTRIBUTE, self)
+            self.hook = model.register_load_state_dict_post_hook(self._loaded)
         record = self.records[name]
         for path, delta in deltas.items():
             module = model.get_submodule(path)
@@ -77,6 +81,15 @@ class State:
             layer.order(list(self.records))
         record.parked = None
         self.rescale(model)
+
+    def forget(self, model: nn.Module, name: str) -> None:
+        """Drop an adapter that has been taken out; with the last, older handles are right again."""
+        del self.records[name]
+        if not self.records and _LATEST.get(model) is self:
+            del _LATEST[model]
+
+    def _loaded(self, model: nn.Module, keys: Any) -> None:
+        self.fingerprint = fingerprint(model)
 
     def check_current(self, model: nn.Module) -> None:
         """Refuse to touch a model that has been patched anew."""
@@ -103,6 +116,9 @@ class State:
             for parameter, flag in self.requires_grad.items():
                 base_parameter(model, parameter).requires_grad_(flag)
             delattr(model, _ATTRIBUTE)
+            if self.hook is not None:
+                self.hook.remove()
+                self.hook = None
 
     def refold(self, model: nn.Module) -> None:
         """Write the base weights plus all merged deltas into the model."""

@@ -48,8 +48,22 @@ def candidates(model: nn.Module, species: Species | None = None) -> Selection:
             skipped.append(Skipped(path, kind.name, str(why)))
             continue
         if path in species.axes:
-            layout = layout.with_species(species.axes[path])
+            axis = species.axes[path]
+            # The axis may be longer: SevenNet puts modalities behind the elements.
+            lengths = [b.shape[axis] if axis < len(b.shape) else 0 for b in layout.blocks]
+            if min(lengths) < len(species.numbers):
+                raise TargetError(
+                    f"Axis {axis} of '{path}' does not run over {len(species.numbers)} species."
+                )
+            layout = layout.with_species(axis)
         layers[path] = layout
+    known = {*layers, *(skip.path for skip in skipped)}
+    for path in species.axes:
+        if path not in known:
+            raise TargetError(
+                f"The species axis of '{path}' is given, and the model has no such layer."
+                f"{nearest(path, known)}"
+            )
     return Selection(layers, tuple(skipped))
 
 

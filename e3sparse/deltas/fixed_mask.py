@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from e3sparse.deltas.base import Delta, Method, largest
+from e3sparse.errors import PatchError
 from e3sparse.paths import Layout
 
 
@@ -76,12 +77,18 @@ class FixedMask(Method):
 
     def calibrate(self, deltas: Sequence[Delta], losses: Iterable[Tensor]) -> None:
         masked = [delta for delta in deltas if isinstance(delta, FixedMaskDelta)]
+        if self.target_sparsity > 0 and not self.unready(deltas):
+            raise PatchError("calibrate() was called before: patch anew to choose again.")
         fisher = [torch.zeros_like(delta.v) for delta in masked]
+        passes = 0
         for loss in losses:
+            passes += 1
             grads = torch.autograd.grad(loss, [delta.v for delta in masked], allow_unused=True)
             for total, grad in zip(fisher, grads, strict=True):
                 if grad is not None:
                     total += grad.square()
+        if not passes:
+            raise PatchError("calibrate() got no loss: give it one pass over the data.")
         count = round(sum(f.numel() for f in fisher) * (1 - self.target_sparsity))
         for delta, keep in zip(masked, largest(fisher, count), strict=True):
             delta.indices = delta.indices[keep]

@@ -228,3 +228,35 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(E3SparseError, match="cannot be written"):
         patch(network()).save_pretrained(tmp_path / "file" / "adapter")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_of_a_training_that_diverged_leave_the_old_files(value, tmp_path):
+    adapter = random_adapter(network(), "all", "dense")
+    adapter.save_pretrained(tmp_path)
+    old = contents(tmp_path)
+    adapter.parameters()[0].data[0] = value
+    with pytest.raises(E3SparseError, match="not all finite"):
+        adapter.save_pretrained(tmp_path)
+    assert contents(tmp_path) == old
+
+
+@pytest.mark.parametrize("state", ["attached", "merged", "out"])
+def test_the_base_is_the_one_whose_weights_are_in_the_model(state, tmp_path):
+    # As in a restart: the model is built anew, patched, and its checkpoint loaded into it.
+    checkpoint = network()
+    random_adapter(checkpoint, "linear")
+    model = network()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    adapter = patch(model, "linear")
+    model.load_state_dict(checkpoint.state_dict())
+    if state != "attached":
+        adapter.merge()
+    if state == "out":
+        adapter.restore()
+    adapter.save_pretrained(tmp_path)
+    loaded = network()
+    load(loaded, tmp_path)
+    assert torch.equal(output(loaded), output(checkpoint))

@@ -131,3 +131,14 @@ def test_other_weights_inside_a_block_count():
         plain = model(*atoms())
         assert torch.equal(functional_call(model, weight, atoms()), expected)
     assert not torch.allclose(plain, expected)
+
+
+def test_other_deltas_inside_a_block_count():
+    model = network()
+    random_adapter(model)
+    deltas = {name: 2 * p for name, p in model.named_parameters() if p.requires_grad}
+    expected = functional_call(model, deltas, atoms())
+    with e3sparse.cached():
+        plain = model(*atoms())
+        assert torch.equal(functional_call(model, deltas, atoms()), expected)
+    assert not torch.allclose(plain, expected)

@@ -19,7 +19,7 @@ from networks import (
 from torch import nn
 
 import e3sparse
-from e3sparse.errors import E3SparseError, PatchError
+from e3sparse.errors import PatchError
 
 
 class Convolution(nn.Module):
@@ -48,49 +48,53 @@ def mlp(numel):
     return enn.FullyConnectedNet([4, 5, numel], torch.tanh)
 
 
-def test_the_control_folds_exactly():
-    assert_folds_or_refuses(mlp, "radial.layer1", folds=True)
-
-
-@pytest.mark.parametrize(
-    ("radial", "last"),
-    [
-        (lambda n: nn.Sequential(nn.Linear(4, n, bias=False)), "radial.0"),
-        (lambda n: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, n)), "radial.2"),
-        (lambda n: nn.Sequential(o3.Linear("4x0e", f"{n}x0e")), "radial.0"),
-        (lambda n: nn.Sequential(o3.Linear("4x0e", f"{n}x0e", biases=True)), "radial.0"),
-        (mlp, "radial.layer0"),
-        (mlp, "radial.layer2"),
-        (mlp, "radial"),
-    ],
-    ids=["square", "bias", "flat", "flat with bias", "not the last", "no such module", "no weight"],
-)
-def test_a_layer_that_cannot_be_folded_into_is_refused(radial, last):
-    assert_folds_or_refuses(radial, last)
-
-
-def assert_folds_or_refuses(radial, last, folds=False):
+def patched_convolution(radial, last):
     model = Convolution(radial)
-    base, before = model(), snapshot(model)
-    try:
-        adapter = e3sparse.patch(model, "tp", "dense", fold_into={"conv": last})
-    except E3SparseError:
-        assert not folds
-        assert snapshot(model) == before
-        return
-    randomize(adapter)
-    patched, before = model(), snapshot(model)
-    assert difference(patched, base) > 1e-2
-    try:
-        adapter.merge()
-    except E3SparseError:
-        assert not folds
-        assert snapshot(model) == before
-        assert torch.equal(model(), patched)
-        return
+    base = model()
+    adapter = randomize(e3sparse.patch(model, "tp", "dense", fold_into={"conv": last}))
+    assert difference(model(), base) > 1e-2
+    return model, base, adapter
+
+
+def test_the_control_folds_exactly():
+    model, base, adapter = patched_convolution(mlp, "radial.layer1")
+    patched = model()
+    adapter.merge()
     assert difference(model(), patched) < 1e-12
     adapter.restore()
     assert torch.equal(model(), base)
+
+
+@pytest.mark.parametrize(
+    ("radial", "last", "says"),
+    [
+        (lambda n: nn.Sequential(nn.Linear(4, n, bias=False)), "radial.0", "not a matrix with 4"),
+        (lambda n: nn.Sequential(nn.Linear(4, n)), "radial.0", "not its only parameter"),
+        (lambda n: nn.Sequential(o3.Linear("4x0e", f"{n}x0e")), "radial.0", "not a matrix with 4"),
+        (
+            lambda n: nn.Sequential(o3.Linear("4x0e", f"{n}x0e", biases=True)),
+            "radial.0",
+            "not its only parameter",
+        ),
+        (
+            lambda n: enn.FullyConnectedNet([4, n], torch.tanh, out_act=True),
+            "radial.layer0",
+            "an activation follows it",
+        ),
+        (mlp, "radial.layer0", "not a matrix with 4 columns"),
+        (mlp, "radial.layer2", "There is no layer 'radial.layer2'"),
+        (mlp, "radial", "not its only parameter"),
+    ],
+    ids=["torch", "bias", "flat", "flat with bias", "activation", "first", "nowhere", "no weight"],
+)
+def test_a_layer_that_cannot_be_folded_into_is_refused(radial, last, says):
+    model, _, adapter = patched_convolution(radial, last)
+    patched, before = model(), snapshot(model)
+    for merge in (adapter.merge, lambda: e3sparse.merge(model)):
+        with pytest.raises(PatchError, match=f"'conv'.*{says}|{says}.*'conv'"):
+            merge()
+        assert snapshot(model) == before
+        assert torch.equal(model(), patched)
 
 
 def test_merge_without_a_layer_to_fold_into_changes_nothing():
@@ -140,19 +144,20 @@ def test_reweightings_say_the_same_however_many_of_them_are_merged(first):
 @pytest.mark.parametrize("patched_first", ["mlp", "conv"])
 def test_a_delta_on_the_folded_layer_is_reweighted_too(patched_first, merged_first):
     model = network()
+    before = snapshot(model)
     names = sorted(["mlp", "conv"], key=lambda name: name != patched_first)
     adapters = {name: random_adapter(model, name, name=name, seed=len(name)) for name in names}
-    patched, before = output(model), snapshot(model)
+    patched = output(model)
     values = [adapter.values() for adapter in adapters.values()]
     assert difference(patched, output(explicit(*values))) < 1e-12
     if merged_first is not None:
-        try:
-            adapters[merged_first].merge()
-        except PatchError:
-            assert snapshot(model) == before
+        adapters[merged_first].merge()
         assert difference(output(model), patched) < 1e-12
     e3sparse.merge(model)
     assert difference(output(model), patched) < 1e-12
+    for adapter in adapters.values():
+        adapter.restore()
+    assert snapshot(model) == before
 
 
 class TwoConvolutions(Convolution):
@@ -169,17 +174,14 @@ class TwoConvolutions(Convolution):
 
 
 @pytest.mark.parametrize("targets", ["tp", "conv"])
-def test_a_radial_network_of_two_convolutions(targets):
+def test_a_radial_network_of_two_convolutions_is_refused(targets):
     model = TwoConvolutions()
     both = dict.fromkeys(("conv", "other"), "radial.layer1")
     adapter = randomize(e3sparse.patch(model, targets, "dense", fold_into=both))
-    patched, before = model(), snapshot(model)
-    try:
+    before = snapshot(model)
+    with pytest.raises(PatchError, match="more than one tensor product is fed by it"):
         adapter.merge()
-    except PatchError:
-        assert snapshot(model) == before
-        return
-    assert difference(model(), patched) < 1e-12
+    assert snapshot(model) == before
 
 
 @pytest.mark.parametrize("shared", [True, False])

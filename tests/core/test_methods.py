@@ -10,7 +10,7 @@ from torch import nn
 
 import e3sparse
 from e3sparse.deltas import METHODS, Budget, Dense, FixedMask, LowRank, make_method
-from e3sparse.errors import ConfigError
+from e3sparse.errors import ConfigError, E3SparseError
 
 
 def rank(matrix):
@@ -157,6 +157,28 @@ def test_a_mask_that_was_never_calibrated_is_not_merged_in_silence():
         adapter.merge()
 
 
+def test_calibrating_again_does_not_prune_again():
+    model, adapter = fisher_toy(target_sparsity=0.5)
+    rows = [range(1, 13)]
+    adapter.calibrate(model.losses(rows, paths=("one", "two", "unused")))
+    before = {path: delta.indices.tolist() for path, delta in adapter.deltas().items()}
+    with pytest.raises(E3SparseError, match="calibrate"):
+        adapter.calibrate(model.losses(rows, paths=("one", "two", "unused")))
+    assert {path: delta.indices.tolist() for path, delta in adapter.deltas().items()} == before
+
+
+def test_calibrating_on_nothing_does_not_prune_everything():
+    _, adapter = fisher_toy(target_sparsity=0.5)
+    with pytest.raises(E3SparseError, match="no loss"):
+        adapter.calibrate([])
+    assert sum(p.numel() for p in adapter.parameters()) == 12
+
+
+def test_a_method_with_nothing_to_calibrate_says_so():
+    with pytest.raises(E3SparseError, match="'dense' has nothing to calibrate"):
+        patch(network(), "all", "dense").calibrate([])
+
+
 def test_dense_is_every_entry():
     adapter = patch(network(), "all", "dense")
     assert adapter.sparsity().updated == 0
@@ -209,6 +231,14 @@ def test_a_setting_that_does_not_exist_leaves_the_model_alone():
 @pytest.mark.parametrize("made", [Budget(every=3), LowRank(rank=2), Dense(), FixedMask()])
 def test_a_method_object_is_taken_as_it_is(made):
     assert e3sparse.patch(network(), "linear", made).method is made
+
+
+@pytest.mark.parametrize("total_steps", [0, -5])
+def test_a_training_of_no_steps_is_refused(total_steps):
+    model = network()
+    with pytest.raises(ConfigError, match="total_steps"):
+        patch(model, "all", "budget", total_steps=total_steps)
+    assert not e3sparse.adapters(model)
 
 
 def test_a_resumed_schedule_goes_on_where_it_stopped():

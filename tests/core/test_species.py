@@ -6,6 +6,8 @@ from networks import SPECIES, forces, network, output, patch, random_adapter, ra
 
 import e3sparse
 from e3sparse.deltas import METHODS
+from e3sparse.errors import E3SparseError
+from e3sparse.paths import Species
 
 ABSENT = 6
 
@@ -86,7 +88,7 @@ def test_a_second_call_holds_more():
     model = network()
     adapter = patch(model)
     adapter.freeze_absent_species([1, 8])
-    assert adapter.freeze_absent_species([8]) == [1, 6]
+    assert adapter.freeze_absent_species([6, 8]) == [1]
     randomize(adapter).merge()
     base = network()
     assert torch.equal(rows(model, 6), rows(base, 6))
@@ -115,3 +117,20 @@ def test_a_budget_is_met_next_to_held_entries():
     train(model, adapter)
     counts = adapter.sparsity()
     assert counts.updated == round(0.5 * counts.entries)
+
+
+@pytest.mark.parametrize(
+    "species",
+    [
+        Species((1, 6, 8), {"embeding": 0}),
+        Species((1, 6, 8), {"embedding": 2}),
+        Species((1, 6, 8, 9), {"embedding": 0}),
+    ],
+    ids=["no such layer", "no such axis", "too many species"],
+)
+def test_axes_that_do_not_fit_the_model_are_refused(species):
+    # Otherwise the weights of absent species would be trained in silence.
+    model = network()
+    with pytest.raises(E3SparseError, match="embed"):
+        patch(model, "linear", species=species)
+    assert not e3sparse.adapters(model)

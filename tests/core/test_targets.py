@@ -147,21 +147,20 @@ def test_a_shared_weight_tensor_is_refused():
         select(with_tied_weights(), "linear")
 
 
-def test_a_merge_leaves_a_layer_that_shares_the_weight_as_it_was():
-    # Refusing at patch time would do as well; changing 'two' behind the user's back would not.
-    model = with_tied_weights()
-    x = torch.ones(1, 2)
-    before = model["two"](x)
-    try:
-        adapter = e3sparse.patch(model, "one", "dense")
-    except TargetError:
-        return
-    with torch.no_grad():
-        adapter.parameters()[0].fill_(1.0)
-    patched = model["one"](x)
-    adapter.merge()
-    assert torch.equal(model["one"](x), patched)
-    assert torch.equal(model["two"](x), before)
+@pytest.mark.parametrize("other", [lambda: o3.Linear("2x0e", "2x0e"), lambda: nn.Linear(2, 2)])
+def test_a_merge_would_change_a_layer_that_shares_the_weight(other):
+    model = nn.ModuleDict({"one": o3.Linear("2x0e", "2x0e"), "two": other()})
+    model["two"].weight = model["one"].weight
+    with pytest.raises(TargetError, match="'one' and 'two' share one weight tensor"):
+        select(model, "one")
+
+
+def test_layers_in_torchscript_share_nothing():
+    scripted = {f"scripted{k}": torch.jit.script(o3.Linear("2x0e", "2x0e")) for k in range(3)}
+    model = nn.ModuleDict({**scripted, "plain": o3.Linear("2x0e", "2x0e")})
+    selection = select(model, "linear")
+    assert list(selection.layers) == ["plain"]
+    assert [skip.path for skip in selection.skipped] == list(scripted)
 
 
 def test_one_module_under_two_names_is_patched_once():
