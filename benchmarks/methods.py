@@ -197,7 +197,9 @@ def table():
     lines.append("| zero-shot | | | | | " + " | ".join(f"{v:.2f}" for v in zero_shot) + " |")
     complete = rows.groupby(["method", "settings", "lr"]).filter(lambda g: len(g) == len(SEEDS))
     groups = [group for _, group in complete.groupby(["method", "settings", "lr"])]
-    for group in sorted(groups, key=lambda g: (g["method"].iloc[0], g["updated"].mean())):
+    for group in sorted(
+        groups, key=lambda g: (g["method"].iloc[0], -g["updated"].fillna(0).mean())
+    ):
         first = group.iloc[0]
         whole = first["method"] == "full"
         cells = [
