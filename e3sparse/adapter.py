@@ -167,8 +167,6 @@ class Adapter:
 
     def calibrate(self, losses: Iterable[Tensor]) -> None:
         """Let the method choose its support from one pass of losses over the data."""
-        if not self.method.calibrated:
-            raise PatchError(f"Method '{self.method.name}' has nothing to calibrate.")
         self.method.calibrate(list(self.deltas().values()), losses)
 
     def freeze_absent_species(self, present: Iterable[int]) -> list[int]:

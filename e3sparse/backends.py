@@ -14,8 +14,11 @@ import torch
 from ase import Atoms
 from torch import Tensor, nn
 
+from e3sparse.adapter import Adapter
+from e3sparse.adapter_file import load
 from e3sparse.deltas import Method
 from e3sparse.errors import ConfigError, nearest
+from e3sparse.patching import patch
 from e3sparse.paths import Species
 from e3sparse.targets import Targets
 
@@ -104,18 +107,14 @@ class Potential(ABC):
 
     def patch(
         self, targets: Targets = "linear", method: str | Method = "budget", **options: Any
-    ) -> Any:
+    ) -> Adapter:
         """Patch the module with what this backend knows of species and radial networks."""
-        from e3sparse.patching import patch
-
         return patch(
             self.module, targets, method, species=self.species, fold_into=self.fold_into, **options
         )
 
-    def load_adapter(self, directory: str | Path, **options: Any) -> Any:
+    def load_adapter(self, directory: str | Path, **options: Any) -> Adapter:
         """Load an adapter onto the module, its energy references included."""
-        from e3sparse.adapter_file import load
-
         adapter = load(
             self.module, directory, species=self.species, fold_into=self.fold_into, **options
         )

@@ -41,7 +41,8 @@ def patch(
     method
         `"budget"`, `"soft_threshold"`, `"low_rank"`, `"dense"`, `"fixed_mask"`, or a `Method`.
     name
-        Name of the adapter; several can be in one model, and their deltas add up.
+        Name of the adapter. Several can be in one model: their deltas add up, and their
+        reweightings of external path weights multiply.
     seed
         Seed of the deltas' own random generator. The global generator is left alone.
     total_steps

@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from e3sparse.errors import PatchError
 from e3sparse.paths import Layout
 
 ParamGroup = dict[str, Any]
@@ -99,7 +100,7 @@ class Method(BaseModel, ABC):
 
     def calibrate(self, deltas: Sequence[Delta], losses: Iterable[Tensor]) -> None:
         """Use one pass of losses over the data, computed with the deltas in place."""
-        raise NotImplementedError(f"Method '{self.name}' has nothing to calibrate.")
+        raise PatchError(f"Method '{self.name}' has nothing to calibrate.")
 
 
 def largest(scores: Sequence[Tensor], count: int) -> list[Tensor]:

@@ -11,10 +11,9 @@ from e3sparse.backends import Potential, Prediction
 from e3sparse.deltas import ParamGroup
 from e3sparse.injection import cached
 from e3sparse.training.data import Batch
+from e3sparse.training.evaluation import MEV
 from e3sparse.training.losses import Loss
 from e3sparse.training.optimizers import make_optimizer, set_averaged
-
-MEV = 1000.0
 
 
 class FineTuning(LightningModule):

@@ -101,7 +101,7 @@ def finetune(
     if overwrite and config.out.exists():
         shutil.rmtree(config.out)
     config.out.mkdir(parents=True, exist_ok=True)
-    _write_config(config)
+    _write_config(config, potential)
 
     module = FineTuning(
         potential, adapter, loss=config.loss, optimizer=config.optimizer, lr=config.learning_rate
@@ -224,7 +224,7 @@ def _prepare(config: FinetuneConfig, potential: Potential, train: list[Frame]) -
         potential.reinitialize(config.seed)
     if config.whole_model:
         return None
-    adapter: Adapter = potential.patch(
+    adapter = potential.patch(
         config.targets, config.method, seed=config.seed, **config.method_settings
     )
     adapter.freeze_absent_species(elements_of(train))
@@ -283,18 +283,18 @@ def _fit(config: FinetuneConfig, module: FineTuning, data: Frames, resume: bool)
     module.load_state_dict(state)
 
 
-def _write_config(config: FinetuneConfig) -> None:
+def _write_config(config: FinetuneConfig, potential: Potential) -> None:
     values = config.model_dump(mode="json")
     values["lr"] = config.learning_rate
     with replacing(config.out / CONFIG) as temporary:
         temporary.write_text(yaml.safe_dump(values, sort_keys=False))
     with replacing(config.out / "versions.json") as temporary:
-        pd.Series(_versions()).to_json(temporary, indent=1)
+        pd.Series(_versions() | dict(potential.framework)).to_json(temporary, indent=1)
 
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "e3sparse": e3sparse.__version__}
-    for name in ("torch", "e3nn", "lightning", "schedulefree", "ase", "sevenn", "numpy"):
+    for name in ("torch", "e3nn", "lightning", "schedulefree", "ase", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
