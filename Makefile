@@ -5,11 +5,12 @@ TORCH := torch==2.13.0
 PIP := -m pip --disable-pip-version-check install --quiet
 # Two processes on two cores: one thread each.
 PYTEST := OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore
+QUICK := not slow and not nightly
 SAMPLE := e3sparse/sample_data/malonaldehyde
 DEMO := --model 7net-0 --train $(SAMPLE)/train.xyz --valid $(SAMPLE)/valid.xyz \
         --test $(SAMPLE)/test.xyz --epochs 16 --batch-size 5 --valid-every 4 --device cpu
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-nightly mutants lint clean
 
 # e3nn 0.6 with SevenNet; and e3nn 0.4.4 alone, which MACE pins.
 .venv/ready: pyproject.toml
@@ -38,11 +39,20 @@ lint: .venv/ready
 	.venv/bin/mypy
 
 test: lint .venv-e3nn044/ready
-	$(PYTEST) .venv-e3nn044/bin/python -m pytest -n 2 -m 'not slow' tests/core
-	$(PYTEST) .venv/bin/python -m pytest -n 2 -m 'not slow'
+	$(PYTEST) .venv-e3nn044/bin/python -m pytest -n 2 -m '$(QUICK)' tests/core tests/symmetry
+	$(PYTEST) .venv/bin/python -m pytest -n 2 -m '$(QUICK)'
 
 test-slow: .venv/ready
 	$(PYTEST) .venv/bin/python -m pytest -n 2 -m slow
+
+# 1,000 elements of O(3) a case: about 40 minutes.
+test-nightly: .venv/ready .venv-e3nn044/ready
+	$(PYTEST) .venv-e3nn044/bin/python -m pytest -n 2 -m nightly tests/core
+	$(PYTEST) .venv/bin/python -m pytest -n 2 -m nightly
+
+# Breaks our code in many ways, one at a time, and writes which test catches each.
+mutants: .venv/ready
+	OMP_NUM_THREADS=1 .venv/bin/python tests/mutants.py
 
 clean:
 	rm -rf .venv .venv-e3nn044 runs

@@ -37,11 +37,16 @@ class Prediction(NamedTuple):
     stress
         (B, 3, 3) in eV/Å³, positive under tension (ASE's sign); without meaning for frames that
         are not periodic. None if the model has none.
+    geometry
+        The tensor that energies are differentiated by, such as positions or edge vectors (R, 3),
+        and the frame (R,) that each of its rows belongs to. Lets the symmetry suite see whether
+        frames leak into each other; None where a framework hides it.
     """
 
     energy: Tensor
     forces: Tensor
     stress: Tensor | None
+    geometry: tuple[Tensor, Tensor] | None = None
 
 
 class Potential(ABC):
@@ -62,6 +67,8 @@ class Potential(ABC):
         the weights.
     framework
         Distribution names and versions, for the record.
+    parity
+        Whether the model claims to be equivariant under inversion, not rotations alone.
     """
 
     module: nn.Module
@@ -70,6 +77,7 @@ class Potential(ABC):
     species: Species
     fold_into: Mapping[str, str]
     framework: Mapping[str, str]
+    parity: bool = True
 
     @abstractmethod
     def graph(self, atoms: Atoms) -> Any:

@@ -8,7 +8,11 @@ from hypothesis import HealthCheck, settings
 torch.serialization.add_safe_globals([slice])
 
 settings.register_profile(
-    "e3sparse", deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow]
+    "e3sparse",
+    deadline=None,
+    max_examples=20,
+    # The checks of the symmetry suite draw their cases with hypothesis, inside a test or outside.
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.nested_given],
 )
 settings.load_profile("e3sparse")
 

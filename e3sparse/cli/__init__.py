@@ -1,4 +1,4 @@
-"""The command line: fine-tune, evaluate, merge, inspect, compare."""
+"""The command line: fine-tune, evaluate, check, merge, inspect, compare."""
 
 import errno
 import sys
@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from e3sparse.cli.check import check
 from e3sparse.cli.finetune import finetune
 from e3sparse.cli.models import evaluate, inspect, merge
 from e3sparse.cli.results import compare, diff
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (finetune, evaluate, merge, inspect, compare):
+for command in (finetune, evaluate, check, merge, inspect, compare):
     app.command()(command)
 adapters_app = typer.Typer(help="Look at saved adapters.", no_args_is_help=True)
 adapters_app.command("diff")(diff)

@@ -4,17 +4,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ase.io
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
-from ase.data import chemical_symbols
 from ase.neighborlist import neighbor_list
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from e3sparse.errors import DataError, nearest
+from e3sparse.structures import read_structures
 
 Array = NDArray[np.float64]
 
@@ -76,23 +75,10 @@ def read_frames(
         If the file is empty or unreadable, a label is missing or not finite, an element is
         unknown, an atom is isolated or a cell is degenerate; the message names the frame.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"There is no file {path}.")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty.")
-    try:
-        images = ase.io.read(path, index=":")
-    except Exception as error:  # every reader of ASE has errors of its own
-        why = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path} cannot be read by ASE ({why}).") from error
-    assert isinstance(images, list)
-    if not images:
-        raise DataError(f"{path} holds no frame.")
     frames = []
-    for number, atoms in enumerate(images):
+    for number, atoms in enumerate(read_structures(path, known)):
         where = f"Frame {number} of {path}"
-        _check_structure(atoms, where, known, cutoff)
+        _check_neighbours(atoms, where, cutoff)
         frames.append(_labelled(atoms, keys, where))
     return frames
 
@@ -102,27 +88,7 @@ def elements_of(frames: Iterable[Frame]) -> set[int]:
     return {int(z) for frame in frames for z in frame.atoms.numbers}
 
 
-def _check_structure(atoms: Atoms, where: str, known: Sequence[int], cutoff: float) -> None:
-    if len(atoms) == 0:
-        raise DataError(f"{where} has no atoms.")
-    if not np.isfinite(atoms.positions).all():
-        raise DataError(f"{where} has positions that are not finite.")
-    unknown = sorted(set(atoms.numbers.tolist()) - set(known))
-    if unknown:
-        symbols = ", ".join(chemical_symbols[z] for z in unknown)
-        raise DataError(f"{where} contains {symbols}, which the model does not know.")
-    if atoms.pbc.any():
-        lengths = atoms.cell.lengths()[atoms.pbc]
-        if (lengths < 1e-3).any() or (atoms.pbc.all() and atoms.cell.volume < 1e-3):
-            raise DataError(
-                f"{where} is periodic, but its cell is degenerate (lengths "
-                f"{np.round(atoms.cell.lengths(), 3).tolist()} Å): give the cell, or set pbc to F."
-            )
-        if atoms.pbc.all() and atoms.cell.volume < 1.0 * len(atoms):
-            raise DataError(
-                f"{where} has a cell of {atoms.cell.volume:.2f} Å³ for {len(atoms)} atoms, which "
-                "is too small to be meant: is the cell in another unit?"
-            )
+def _check_neighbours(atoms: Atoms, where: str, cutoff: float) -> None:
     neighbours = np.bincount(neighbor_list("i", atoms, cutoff), minlength=len(atoms))
     alone = np.flatnonzero(neighbours == 0)
     if alone.size:

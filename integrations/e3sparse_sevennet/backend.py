@@ -26,6 +26,7 @@ from torch import Tensor
 from torch_geometric.loader.dataloader import Collater
 
 from e3sparse.backends import Backend, Potential, Prediction
+from e3sparse.coupling import recompute_wigner_3j
 from e3sparse.errors import ConfigError, PatchError, nearest
 from e3sparse.files import replacing
 from e3sparse.injection import SUBMODULE
@@ -53,9 +54,11 @@ class SevenNetPotential(Potential):
         self.config = checkpoint.config
         self.head = _checked_head(name, self.config, head)
         self.module = checkpoint.build_model().to(device=device, dtype=dtype)
+        recompute_wigner_3j(self.module)
         self.module.set_is_batch_data(True)
         self.cutoff = float(self.config[KEY.CUTOFF])
         self.framework = {"sevenn": sevenn.__version__}
+        self.parity = bool(self.config[KEY.IS_PARITY])
         self._type_map: dict[int, int] = self.config[KEY.TYPE_MAP]
         self.species = Species(
             tuple(sorted(self._type_map, key=lambda z: self._type_map[z])), self._species_axes()
@@ -104,6 +107,7 @@ class SevenNetPotential(Potential):
             energy=out[KEY.PRED_TOTAL_ENERGY],
             forces=out[KEY.PRED_FORCE],
             stress=-virial[:, _TO_MATRIX.to(virial.device)],
+            geometry=(data[KEY.EDGE_VEC], batch[KEY.BATCH][batch[KEY.EDGE_IDX][0]]),
         )
 
     def save(self, path: Path) -> None:

@@ -13,11 +13,14 @@ import e3sparse
 PACKAGE = Path(e3sparse.__file__).parent
 FRAMEWORKS = {"mace", "nequip", "allegro", "sevenn"}
 EXTRAS = {
-    *("ase", "lightning", "matplotlib", "pandas", "pytorch_lightning"),
+    *("ase", "hypothesis", "lightning", "matplotlib", "pandas", "pytest", "pytorch_lightning"),
     *("rich", "schedulefree", "typer", "yaml"),
 }
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-MAY_USE_EXTRAS = ("training/", "cli", "calculator.py", "backends.py", "analysis/")
+MAY_USE_EXTRAS = (
+    *("training/", "symmetry/", "analysis/", "cli"),
+    *("calculator.py", "backends.py", "structures.py"),
+)
 
 
 def imported(source):

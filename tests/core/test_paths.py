@@ -11,49 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from e3sparse.paths import KINDS, Block, LayerKind, Layout, kind_of, register_kind
+from e3sparse.symmetry.layers import CONNECTIONS, irreps, tensor_products
 from e3sparse.targets import candidates
 
 UNCOMPILED = {"compile_left_right": False}
-MULTIPLICITY_OUT = {
-    "uvw": lambda u, v, w: w,
-    "uvu": lambda u, v, w: u,
-    "uvv": lambda u, v, w: v,
-    "uuw": lambda u, v, w: w,
-    "uuu": lambda u, v, w: u,
-    "uvuv": lambda u, v, w: u * v,
-    "uvu<v": lambda u, v, w: u * (u - 1) // 2,
-    "u<vw": lambda u, v, w: w,
-}
-EQUAL_OPERANDS = ("uuw", "uuu", "uvu<v", "u<vw")
-
-irreps = (
-    st.lists(
-        st.tuples(st.integers(0, 4), st.tuples(st.integers(0, 2), st.sampled_from([-1, 1]))),
-        min_size=1,
-        max_size=4,
-    )
-    .map(o3.Irreps)
-    .filter(lambda drawn: drawn.dim > 0)
-)
-multiplicities = st.integers(1, 4)
-
-
-@st.composite
-def tensor_products(draw, mode):
-    operands, instructions = ([], [], []), []
-    for k in range(draw(st.integers(1, 4))):
-        one, two = (o3.Irrep(draw(st.sampled_from(["0e", "0o", "1o", "1e"]))) for _ in range(2))
-        u, v, w = (draw(multiplicities) for _ in range(3))
-        v = u if mode in EQUAL_OPERANDS else v
-        out = (MULTIPLICITY_OUT[mode](u, v, w), draw(st.sampled_from(list(one * two))))
-        for irreps, term in zip(operands, ((u, one), (v, two), out), strict=True):
-            irreps.append(term)
-        weighted = k == 0 or draw(st.booleans())
-        instructions.append((k, k, k, mode, weighted, draw(st.sampled_from([0.5, 1.0, 3.0]))))
-    internal = draw(st.booleans())
-    return o3.TensorProduct(
-        *operands, instructions, internal_weights=internal, shared_weights=internal, **UNCOMPILED
-    )
 
 
 def layout_of(layer):
@@ -87,7 +48,7 @@ def assert_views_agree(layer, layout, operands):
     assert torch.equal(seen.reshape(layout.shape), weight)
 
 
-@given(irreps, irreps, st.booleans(), st.sampled_from([None, (2, 3)]))
+@given(irreps(), irreps(), st.booleans(), st.sampled_from([None, (2, 3)]))
 def test_linear(one, out, biases, channels):
     f_in, f_out = channels or (None, None)
     # e3nn 0.4.4 cannot build a bias on an output that no input reaches.
@@ -120,17 +81,17 @@ def assert_tensor_product_agrees(layer, kind):
     )
 
 
-@pytest.mark.parametrize("mode", MULTIPLICITY_OUT)
+@pytest.mark.parametrize("mode", CONNECTIONS)
 @given(data=st.data())
 def test_tensor_product(mode, data):
-    layer = data.draw(tensor_products(mode))
+    layer = data.draw(tensor_products(mode, **UNCOMPILED))
     if layer.weight_numel == 0:
         assert passed_over(layer) == ["it has no weights"]
         return
     assert_tensor_product_agrees(layer, "tp")
 
 
-@given(irreps, irreps, irreps)
+@given(irreps(), irreps(), irreps())
 def test_fully_connected_tensor_product(one, two, out):
     layer = o3.FullyConnectedTensorProduct(one, two, out, **UNCOMPILED)
     if layer.weight_numel == 0:
@@ -139,7 +100,7 @@ def test_fully_connected_tensor_product(one, two, out):
     assert_tensor_product_agrees(layer, "fctp")
 
 
-@given(irreps, irreps)
+@given(irreps(), irreps())
 def test_tensor_square(one, out):
     layer = o3.TensorSquare(one, out, **UNCOMPILED)
     if layer.weight_numel == 0:
@@ -254,7 +215,7 @@ def used_weights(layer, *inputs):
     return grad != 0
 
 
-@given(multiplicities, st.data())
+@given(st.integers(1, 4), st.data())
 def test_species_rows_are_the_weights_that_the_species_reach(number, data):
     chosen = data.draw(st.lists(st.integers(0, number - 1), unique=True))
     embedding = o3.Linear(f"{number}x0e", "3x0e+2x0e")

@@ -1,5 +1,7 @@
 """A tiny SevenNet checkpoint and labelled frames, made on the spot."""
 
+import sys
+
 import pytest
 import torch
 
@@ -12,6 +14,8 @@ from sevenn import _const
 from sevenn.model_build import build_E3_equivariant_model
 from sevenn.nn.node_embedding import get_type_mapper_from_specie
 from support import labelled, load
+
+from e3sparse.cli import main
 
 SPECIES = ("H", "C", "N", "O", "Na", "Cl")
 
@@ -67,3 +71,17 @@ def data_files(tmp_path_factory):
         paths[split] = folder / f"{split}.xyz"
         ase.io.write(paths[split], labelled(count, seed))
     return paths
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process; returns exit code, output and error output."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["e3sparse", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        printed = capsys.readouterr()
+        return exit_.value.code, printed.out, " ".join(printed.err.split())
+
+    return call

@@ -3,7 +3,6 @@
 import errno
 import json
 import shutil
-import sys
 
 import ase.io
 import numpy as np
@@ -11,22 +10,6 @@ import pytest
 import yaml
 from ase import Atoms
 from support import labelled
-
-from e3sparse.cli import main
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process; returns exit code, output and error output."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["e3sparse", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        printed = capsys.readouterr()
-        return exit_.value.code, printed.out, " ".join(printed.err.split())
-
-    return call
 
 
 @pytest.fixture

@@ -1,0 +1,151 @@
+"""Equivariance of any module from irreps to irreps."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from e3sparse.errors import ConfigError
+from e3sparse.symmetry.result import Result
+from e3sparse.symmetry.rotations import Orthogonal, rotations
+from e3sparse.symmetry.search import Errors, search
+from e3sparse.symmetry.tolerances import TOLERANCES, deviation
+
+NAME = "equivariance"
+CLAIM = "f(D_in(Q) x) = D_out(Q) f(x) for Q in O(3)"
+
+
+def signature(module: Any) -> tuple[list[str], str]:
+    """Return the irreps of the inputs and of the output of an e3nn layer.
+
+    Weights that come from outside are an input of as many scalars.
+
+    Raises
+    ------
+    ConfigError
+        If the module does not tell them.
+    """
+    if hasattr(module, "irreps_in1"):
+        inputs = [str(module.irreps_in1), str(module.irreps_in2)]
+        if not module.internal_weights and module.weight_numel:
+            inputs.append(f"{module.weight_numel}x0e")
+        return inputs, str(module.irreps_out)
+    if hasattr(module, "irreps_in") and hasattr(module, "irreps_out"):
+        return [str(module.irreps_in)], str(module.irreps_out)
+    raise ConfigError(
+        f"A {type(module).__name__} does not tell its irreps: give irreps_in (one for each "
+        "input) and irreps_out."
+    )
+
+
+@st.composite
+def inputs(draw: st.DrawFn, dims: Sequence[int]) -> list[list[float]]:
+    """Draw a row for each input: three in four dense, the others with a few ones.
+
+    Dense rows are normally distributed. What fails for a row with a few ones shrinks to one.
+    """
+    kind, seed = draw(st.integers(0, 3)), draw(st.integers(0, 2**20))
+    few = [
+        draw(st.sets(st.integers(0, dim - 1), min_size=1, max_size=3)) if dim else set()
+        for dim in dims
+    ]
+    if kind == 0:
+        return [[float(k in ones) for k in range(dim)] for dim, ones in zip(dims, few, strict=True)]
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(dim, generator=generator, dtype=torch.float64).tolist() for dim in dims]
+
+
+def check_equivariance(
+    module: Callable[..., Tensor],
+    irreps_in: Any = None,
+    irreps_out: Any = None,
+    *,
+    dtype: torch.dtype | None = None,
+    examples: int = 20,
+    seed: int = 0,
+) -> Result:
+    """Test a module, or any function of tensors, under all of O(3).
+
+    Parameters
+    ----------
+    module
+        Called with one tensor (1, dim) for each of `irreps_in`, returns (1, dim of `irreps_out`).
+    irreps_in
+        Irreps, or a list of them for several inputs; read off an e3nn layer if left out.
+    irreps_out
+        Irreps of the output; read off an e3nn layer if left out.
+    dtype
+        Of the inputs; that of the module's parameters if left out.
+    examples
+        How many elements of O(3) are drawn, each with inputs of its own.
+    seed
+        The same seed draws the same cases.
+
+    Raises
+    ------
+    ConfigError
+        If irreps are left out and the module does not tell them.
+    """
+    from e3nn import o3
+
+    if irreps_in is None or irreps_out is None:
+        irreps_in, irreps_out = signature(module)
+    if not isinstance(irreps_in, list):
+        irreps_in = [irreps_in]
+    arguments, output = [o3.Irreps(irreps) for irreps in irreps_in], o3.Irreps(irreps_out)
+    of_inputs = dtype or _dtype(module)
+
+    def measure(by: Orthogonal, x: list[list[float]]) -> Errors:
+        rows = [torch.tensor([row], dtype=torch.float64) for row in x]
+        turned = [row @ by.on_irreps(irreps).T for row, irreps in zip(rows, arguments, strict=True)]
+        with torch.no_grad():
+            here = module(*(row.to(of_inputs) for row in rows)).double()
+            there = module(*(row.to(of_inputs) for row in turned)).double()
+        expected = here @ by.on_irreps(output).T
+        return {"features": deviation("features", there, expected)}
+
+    found = search(
+        st.fixed_dictionaries({"by": rotations(), "x": inputs([i.dim for i in arguments])}),
+        lambda case: measure(**case),
+        lambda quantity: TOLERANCES[quantity].at(of_inputs),
+        examples=examples,
+        seed=seed,
+    )
+    return Result(
+        NAME,
+        CLAIM,
+        "failed" if found.failed else "passed",
+        found.quantity,
+        found.error,
+        TOLERANCES["features"].at(of_inputs),
+        found.cases,
+        found.case,
+        found.reason,
+    )
+
+
+def assert_equivariance(
+    module: Callable[..., Tensor],
+    irreps_in: Any = None,
+    irreps_out: Any = None,
+    *,
+    dtype: torch.dtype | None = None,
+    examples: int = 20,
+    seed: int = 0,
+) -> None:
+    """Raise `AssertionError` with the simplest counterexample; see `check_equivariance`."""
+    result = check_equivariance(
+        module, irreps_in, irreps_out, dtype=dtype, examples=examples, seed=seed
+    )
+    if not result.ok:
+        raise AssertionError(str(result))
+
+
+def _dtype(module: object) -> torch.dtype:
+    if isinstance(module, nn.Module):
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point():
+                return tensor.dtype
+    return torch.get_default_dtype()

@@ -1,0 +1,219 @@
+"""What is tested: any potential, seen as a function from structures to energies and forces."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError
+from ase.stress import voigt_6_to_full_3x3_stress
+from numpy.typing import NDArray
+
+from e3sparse.backends import Potential
+from e3sparse.errors import ConfigError
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a potential says of one structure.
+
+    Attributes
+    ----------
+    energy
+        In eV.
+    forces
+        (N, 3) in eV/Å.
+    stress
+        (3, 3) in eV/Å³, ASE's sign; None for structures without a cell.
+    moments
+        (N, 3) magnetic moments in μ_B that the model predicts, if it does.
+    magnetic_forces
+        (N, 3) −dE/dS in eV/μ_B, if it gives them.
+    """
+
+    energy: float
+    forces: Array
+    stress: Array | None = None
+    moments: Array | None = None
+    magnetic_forces: Array | None = None
+
+
+class Subject(ABC):
+    """A potential under test. Give `evaluate`, and whatever below differs from the default.
+
+    Attributes
+    ----------
+    numbers
+        Atomic numbers that it knows; counterexamples shrink to the first.
+    cutoff
+        Distance in Å beyond which atoms do not see each other; None if unknown.
+    dtype
+        Precision that it computes in, which chooses the tolerances.
+    parity
+        Whether it claims to be equivariant under improper rotations too.
+    batched
+        Whether `evaluate` evaluates several structures together.
+    magnetic
+        Whether it reads spins from the array `"spin"` of a structure.
+    spin_orbit
+        Whether spins may feel the lattice; if not, a rotation of all spins alone changes nothing.
+    single
+        The same model in float32, where there is one.
+    """
+
+    numbers: Sequence[int] = (1,)
+    cutoff: float | None = None
+    dtype: torch.dtype = torch.float64
+    parity: bool = True
+    batched: bool = False
+    magnetic: bool = False
+    spin_orbit: bool = True
+    single: "Subject | None" = None
+
+    @abstractmethod
+    def evaluate(self, frames: Sequence[Atoms]) -> list[Evaluation]:
+        """Evaluate structures, as one batch where that is possible."""
+
+    def leaked_gradient(self, frames: Sequence[Atoms]) -> float | None:
+        """Return the largest derivative of a structure's energy by another one of its batch.
+
+        Returns
+        -------
+        float or None
+            In eV/Å; None where it cannot be had.
+        """
+        return None
+
+    def __call__(self, atoms: Atoms) -> Evaluation:
+        """Evaluate one structure."""
+        return self.evaluate([atoms])[0]
+
+
+class PotentialSubject(Subject):
+    """A backend's potential, patched or not, as it is at each call."""
+
+    batched = True
+
+    def __init__(self, potential: Potential, single: Potential | None = None) -> None:
+        self.potential = potential
+        self.numbers = sorted(potential.species.numbers)
+        self.cutoff = potential.cutoff
+        self.dtype = potential.dtype
+        self.parity = potential.parity
+        self.single = None if single is None else PotentialSubject(single)
+
+    def evaluate(self, frames: Sequence[Atoms]) -> list[Evaluation]:
+        potential = self.potential
+        training = potential.module.training
+        potential.module.eval()
+        try:
+            out = potential.forward(self._batch(frames))
+        finally:
+            potential.module.train(training)
+        energies = _array(out.energy)
+        forces = np.split(_array(out.forces), np.cumsum([len(atoms) for atoms in frames])[:-1])
+        stresses = [None] * len(frames) if out.stress is None else list(_array(out.stress))
+        return [
+            Evaluation(float(energy), force, stress if atoms.pbc.all() else None)
+            for atoms, energy, force, stress in zip(frames, energies, forces, stresses, strict=True)
+        ]
+
+    def leaked_gradient(self, frames: Sequence[Atoms]) -> float | None:
+        module = self.potential.module
+        training = module.training
+        module.train()  # frameworks free the graph of the energy otherwise
+        try:
+            out = self.potential.forward(self._batch(frames))
+        finally:
+            module.train(training)
+        if out.geometry is None:
+            return None
+        geometry, frame = out.geometry
+        leaked = 0.0
+        for index, energy in enumerate(out.energy):
+            grad = torch.autograd.grad(energy, geometry, retain_graph=True, allow_unused=True)[0]
+            if grad is not None and bool((frame != index).any()):
+                leaked = max(leaked, float(grad[frame != index].abs().max()))
+        return leaked
+
+    def _batch(self, frames: Sequence[Atoms]) -> object:
+        graphs = [self.potential.graph(atoms) for atoms in frames]
+        return self.potential.collate(graphs).to(self.potential.device)
+
+
+class CalculatorSubject(Subject):
+    """An ASE calculator.
+
+    Parameters
+    ----------
+    calculator
+        Its stress is left out where it has none.
+    numbers
+        Atomic numbers to test with.
+    cutoff
+        In Å, for the checks that need it.
+    dtype
+        Precision that the calculator computes in.
+    """
+
+    def __init__(
+        self,
+        calculator: Calculator,
+        numbers: Sequence[int],
+        *,
+        cutoff: float | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        self.calculator = calculator
+        self.numbers = numbers
+        self.cutoff = cutoff
+        self.dtype = dtype
+
+    def evaluate(self, frames: Sequence[Atoms]) -> list[Evaluation]:
+        return [self._one(atoms.copy()) for atoms in frames]
+
+    def _one(self, atoms: Atoms) -> Evaluation:
+        # Nothing may be reused from the structure before, which differs by a symmetry.
+        self.calculator.reset()
+        atoms.calc = self.calculator
+        energy = float(atoms.get_potential_energy())
+        forces = np.array(atoms.get_forces(), dtype=np.float64)
+        stress = None
+        if atoms.pbc.all() and "stress" in self.calculator.implemented_properties:
+            try:
+                stress = voigt_6_to_full_3x3_stress(atoms.get_stress(voigt=True))
+            except PropertyNotImplementedError:
+                stress = None
+        return Evaluation(energy, forces, stress)
+
+
+def as_subject(model: object) -> Subject:
+    """Return a potential of any kind as a `Subject`.
+
+    Raises
+    ------
+    ConfigError
+        If it is none that is known, or a calculator, whose elements have to be named.
+    """
+    if isinstance(model, Subject):
+        return model
+    if isinstance(model, Potential):
+        return PotentialSubject(model)
+    if isinstance(model, Calculator):
+        raise ConfigError(
+            "A calculator does not say which elements it knows: give "
+            "CalculatorSubject(calculator, numbers=[1, 8], cutoff=5.0)."
+        )
+    raise ConfigError(
+        f"A {type(model).__name__} is not a potential: give a backend's potential, a "
+        "CalculatorSubject or a Subject of your own. The layers of a model are tested by "
+        "check_equivariance(module)."
+    )
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    return tensor.detach().cpu().double().numpy()
