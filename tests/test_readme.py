@@ -8,9 +8,9 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names: dict[str, object] = {}
-    exec(compile(code, README, "exec"), names)
+    for code in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL):
+        exec(compile(code, README, "exec"), names)
     assert "13 updated of 128 patched entries" in capsys.readouterr().out
     assert type(names["model"]).__name__ == "Linear"
     assert {p.name for p in (tmp_path / "adapter").iterdir()} == {

@@ -33,7 +33,7 @@ from e3sparse.symmetry.invariances import (
 from e3sparse.symmetry.layers import irreps, layers, tensor_products
 from e3sparse.symmetry.modules import assert_equivariance, check_equivariance
 from e3sparse.symmetry.precision import check_dtype
-from e3sparse.symmetry.result import Result
+from e3sparse.symmetry.result import Result, asserting
 from e3sparse.symmetry.rotations import Orthogonal, rotations
 from e3sparse.symmetry.spins import (
     check_magnetic_forces,
@@ -45,23 +45,23 @@ from e3sparse.symmetry.subjects import CalculatorSubject, Evaluation, PotentialS
 from e3sparse.symmetry.suite import CHECKS, run
 from e3sparse.symmetry.tolerances import TOLERANCES, Tolerance
 
-assert_batch = check_batch.assert_holds
-assert_conservation = check_conservation.assert_holds
-assert_cross_frame_gradients = check_cross_frame_gradients.assert_holds
-assert_cutoff = check_cutoff.assert_holds
-assert_dtype = check_dtype.assert_holds
-assert_forces = check_forces.assert_holds
-assert_inversion = check_inversion.assert_holds
-assert_isolated_atoms = check_isolated_atoms.assert_holds
-assert_magnetic_forces = check_magnetic_forces.assert_holds
-assert_periodic_images = check_periodic_images.assert_holds
-assert_permutation = check_permutation.assert_holds
-assert_rotation = check_rotation.assert_holds
-assert_spin_rotation = check_spin_rotation.assert_holds
-assert_stress = check_stress.assert_holds
-assert_supercell = check_supercell.assert_holds
-assert_time_reversal = check_time_reversal.assert_holds
-assert_translation = check_translation.assert_holds
+assert_batch = asserting(check_batch)
+assert_conservation = asserting(check_conservation)
+assert_cross_frame_gradients = asserting(check_cross_frame_gradients)
+assert_cutoff = asserting(check_cutoff)
+assert_dtype = asserting(check_dtype)
+assert_forces = asserting(check_forces)
+assert_inversion = asserting(check_inversion)
+assert_isolated_atoms = asserting(check_isolated_atoms)
+assert_magnetic_forces = asserting(check_magnetic_forces)
+assert_periodic_images = asserting(check_periodic_images)
+assert_permutation = asserting(check_permutation)
+assert_rotation = asserting(check_rotation)
+assert_spin_rotation = asserting(check_spin_rotation)
+assert_stress = asserting(check_stress)
+assert_supercell = asserting(check_supercell)
+assert_time_reversal = asserting(check_time_reversal)
+assert_translation = asserting(check_translation)
 
 __all__ = [
     "CHECKS",
@@ -92,6 +92,7 @@ __all__ = [
     "assert_supercell",
     "assert_time_reversal",
     "assert_translation",
+    "asserting",
     "check_batch",
     "check_conservation",
     "check_cross_frame_gradients",

@@ -144,20 +144,6 @@ class Check:
             waived or found.reason,
         )
 
-    def assert_holds(
-        self,
-        model: object,
-        *,
-        examples: int = 20,
-        seed: int = 0,
-        frames: Iterable[Atoms] = (),
-        max_atoms: int = 30,
-    ) -> None:
-        """Raise `AssertionError` with the simplest counterexample, if there is one."""
-        result = self(model, examples=examples, seed=seed, frames=frames, max_atoms=max_atoms)
-        if not result.ok:
-            raise AssertionError(str(result))
-
 
 def compare(value: Evaluation, expected: Evaluation) -> dict[str, float]:
     """Return the deviation of each quantity that both have."""

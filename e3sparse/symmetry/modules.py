@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from e3sparse.errors import ConfigError
-from e3sparse.symmetry.result import Result
+from e3sparse.symmetry.result import Result, asserting
 from e3sparse.symmetry.rotations import Orthogonal, rotations
 from e3sparse.symmetry.search import Errors, search
 from e3sparse.symmetry.tolerances import TOLERANCES, deviation
@@ -126,21 +126,7 @@ def check_equivariance(
     )
 
 
-def assert_equivariance(
-    module: Callable[..., Tensor],
-    irreps_in: Any = None,
-    irreps_out: Any = None,
-    *,
-    dtype: torch.dtype | None = None,
-    examples: int = 20,
-    seed: int = 0,
-) -> None:
-    """Raise `AssertionError` with the simplest counterexample; see `check_equivariance`."""
-    result = check_equivariance(
-        module, irreps_in, irreps_out, dtype=dtype, examples=examples, seed=seed
-    )
-    if not result.ok:
-        raise AssertionError(str(result))
+assert_equivariance = asserting(check_equivariance)
 
 
 def _dtype(module: object) -> torch.dtype:

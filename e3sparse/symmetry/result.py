@@ -1,8 +1,8 @@
 """What a check found, and the inputs that reproduce its worst case."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 
 import numpy as np
 from ase import Atoms
@@ -10,6 +10,7 @@ from ase import Atoms
 from e3sparse.symmetry.structures import SPINS, python_code
 from e3sparse.symmetry.tolerances import TOLERANCES
 
+P = ParamSpec("P")
 Status = Literal["passed", "failed", "skipped", "not claimed"]
 
 
@@ -104,3 +105,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bool | int | float | str):
         return value
     return repr(value)
+
+
+def asserting(check: Callable[P, Result]) -> Callable[P, None]:
+    """Return the twin of a check that raises `AssertionError` with the simplest counterexample."""
+
+    def assertion(*args: P.args, **kwargs: P.kwargs) -> None:
+        result = check(*args, **kwargs)
+        if not result.ok:
+            raise AssertionError(str(result))
+
+    assertion.__doc__ = (
+        f"Raise what the check finds; its parameters are those of the check.\n\n{check.__doc__}"
+    )
+    return assertion

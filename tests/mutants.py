@@ -1,0 +1,417 @@
+"""Break our own code in many ways, one at a time, and see which test notices.
+
+    python tests/mutants.py                 # all of them, writes tests/mutants.md
+    python tests/mutants.py stress scale    # those whose name contains a word; writes nothing
+
+Each mutant is a change of one place in a copy of the tree. The tests that are expected to notice
+run first, then all that need no framework; a mutant that no test notices is a failure.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+REPORT = ROOT / "tests" / "mutants.md"
+TREES = ("e3sparse", "integrations", "tests", "pyproject.toml", "README.md")
+CORE, SEVENNET = "e3sparse", "integrations/e3sparse_sevennet"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change that breaks a promise, and the tests that are expected to notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = (
+    Mutant(
+        "transpose the blocks of a linear layer",
+        f"{CORE}/paths.py",
+        "shape=tuple(ins.path_shape),\n                start=start,\n"
+        "                path_weight=float(ins.path_weight),\n            )\n        )\n"
+        '        start += blocks[-1].numel\n    return Layout(\n        kind="linear"',
+        "shape=tuple(reversed(ins.path_shape)),\n                start=start,\n"
+        "                path_weight=float(ins.path_weight),\n            )\n        )\n"
+        '        start += blocks[-1].numel\n    return Layout(\n        kind="linear"',
+        "tests/core/test_paths.py",
+    ),
+    Mutant(
+        "skip the normalisation of a path weight",
+        f"{CORE}/paths.py",
+        "norm /= layer.var_out",
+        "pass",
+        "tests/core/test_paths.py",
+    ),
+    Mutant(
+        "give weights to paths that have none",
+        f"{CORE}/paths.py",
+        "if not ins.has_weight:\n            continue",
+        "if False:\n            continue",
+        "tests/core/test_paths.py",
+    ),
+    Mutant(
+        "do not know classes from a package",
+        f"{CORE}/paths.py",
+        "_PACKAGE_PREFIX.sub('', cls.__module__)",
+        "cls.__module__",
+        "tests/core/test_paths.py",
+    ),
+    Mutant(
+        "merge all layers but the first",
+        f"{CORE}/merging.py",
+        "for path, delta in values.items():",
+        "for path, delta in list(values.items())[1:]:",
+        "tests/core/test_equivariance.py",
+    ),
+    Mutant(
+        "apply the threshold after the merge",
+        f"{CORE}/adapter.py",
+        "values = {path: v.clone() for path, v in self.values().items()}",
+        "values = {p: (d.v if getattr(d, 'v', d()).shape == d().shape else d()).detach().clone()"
+        " for p, d in self.deltas().items()}",
+        "tests/core/test_equivariance.py",
+    ),
+    Mutant(
+        "drop the sign of the soft threshold",
+        f"{CORE}/deltas/soft_threshold.py",
+        "return torch.sign(v) * torch.relu(v.abs() - threshold)",
+        "return torch.relu(v.abs() - threshold)",
+        "tests/core/test_soft_threshold.py",
+    ),
+    Mutant(
+        "turn the gradient of τ round",
+        f"{CORE}/deltas/soft_threshold.py",
+        "return kept, -(kept",
+        "return kept, (kept",
+        "tests/core/test_soft_threshold.py",
+    ),
+    Mutant(
+        "let copies share what the class knows",
+        f"{CORE}/injection.py",
+        "    module.__class__ = patched._e3sparse_base",
+        "    for name in ('weight', '_get_weights'):\n        if name in vars(patched):\n"
+        "            delattr(patched, name)\n    module.__class__ = patched._e3sparse_base",
+        "tests/core/test_handles.py tests/core/test_transforms.py",
+    ),
+    Mutant(
+        "leave the deltas behind on removal",
+        f"{CORE}/injection.py",
+        "del module._modules[SUBMODULE]",
+        "pass",
+        "tests/core/test_adapter.py",
+    ),
+    Mutant(
+        "let TorchScript compile a patched layer",
+        f"{CORE}/injection.py",
+        '        "__prepare_scriptable__": __prepare_scriptable__,\n',
+        "",
+        "tests/core/test_injection.py tests/core/test_transforms.py",
+    ),
+    Mutant(
+        "lose the class on unpickling",
+        f"{CORE}/injection.py",
+        '        "__reduce_ex__": __reduce_ex__,\n',
+        "",
+        "tests/core/test_injection.py tests/core/test_transforms.py",
+    ),
+    Mutant(
+        "serve sums from before the step",
+        f"{CORE}/injection.py",
+        "if len(made_of) == len(inputs) and all(map(operator.is_, made_of, inputs)):",
+        "if True:",
+        "tests/core/test_cached.py",
+    ),
+    Mutant(
+        "use only the last of several adapters",
+        f"{CORE}/injection.py",
+        "total = values if total is None else total + values",
+        "total = values",
+        "tests/core/test_several_adapters.py",
+    ),
+    Mutant(
+        "add to external weights",
+        f"{CORE}/injection.py",
+        "return weight if factor is None else weight * factor",
+        "return weight if factor is None else weight + (factor - 1)",
+        "tests/core/test_equivariance.py",
+    ),
+    Mutant(
+        "forget the scale of a reweighted layer",
+        f"{CORE}/injection.py",
+        "total = total * self.scale.to(total)",
+        "pass",
+        "tests/core/test_folding.py",
+    ),
+    Mutant(
+        "fold ΔW instead of 1 + ΔW",
+        f"{CORE}/merging.py",
+        "store[name] = 1 + delta if name not in store",
+        "store[name] = delta if name not in store",
+        "tests/core/test_equivariance.py",
+    ),
+    Mutant(
+        "undo a merge to rounding only",
+        f"{CORE}/merging.py",
+        "weight = base.setdefault(name, parameter.detach().clone()).to(parameter)",
+        "weight = base.setdefault(name, parameter.detach().clone()).to(parameter) * 0.1 / 0.1",
+        "tests/core/test_adapter.py",
+    ),
+    Mutant(
+        "ship a merged model frozen",
+        f"{CORE}/state.py",
+        "base_parameter(model, parameter).requires_grad_(flag)",
+        "pass",
+        "tests/core/test_adapter.py",
+    ),
+    Mutant(
+        "keep deltas in their own precision",
+        f"{CORE}/state.py",
+        "delta.to(dtype=like.dtype, device=like.device)",
+        "pass",
+        "tests/core/test_adapter.py tests/core/test_methods.py",
+    ),
+    Mutant(
+        "leave a disabled adapter off",
+        f"{CORE}/adapter.py",
+        "            self.active = was",
+        "            pass",
+        "tests/core/test_adapter.py",
+    ),
+    Mutant(
+        "train on elements that no frame contains",
+        f"{CORE}/adapter.py",
+        "                delta.freeze(rows)",
+        "                pass",
+        "tests/core/test_species.py",
+    ),
+    Mutant(
+        "forget elements that were frozen before",
+        f"{CORE}/deltas/base.py",
+        "rows if self.frozen is None else self.frozen | rows",
+        "rows",
+        "tests/core/test_species.py",
+    ),
+    Mutant(
+        "ignore what is frozen",
+        f"{CORE}/deltas/base.py",
+        "return values if self.frozen is None else values.masked_fill(self.frozen, 0.0)",
+        "return values",
+        "tests/core/test_species.py",
+    ),
+    Mutant(
+        "keep more entries than were asked for",
+        f"{CORE}/deltas/base.py",
+        "keep = flat > threshold",
+        "keep = flat >= threshold",
+        "tests/core/test_budget.py",
+    ),
+    Mutant(
+        "do not let pruned entries back",
+        f"{CORE}/deltas/budget.py",
+        "return grad, None",
+        "return grad * 0, None",
+        "tests/core/test_budget.py",
+    ),
+    Mutant(
+        "start away from the base model",
+        f"{CORE}/deltas/budget.py",
+        "return BudgetDelta(layout, weight.new_zeros(layout.shape))",
+        "return BudgetDelta(layout, weight.new_zeros(layout.shape) + 1e-9)",
+        "tests/core/test_methods.py tests/core/test_budget.py",
+    ),
+    Mutant(
+        "end below the sparsity that was asked for",
+        f"{CORE}/deltas/budget.py",
+        "return self.target_sparsity * (1 - left**3)",
+        "return self.target_sparsity * (0.99 - left**3)",
+        "tests/core/test_budget.py",
+    ),
+    Mutant(
+        "scale a low-rank delta wrongly",
+        f"{CORE}/deltas/low_rank.py",
+        "self.scale = alpha / rank",
+        "self.scale = 1.0",
+        "tests/core/test_methods.py",
+    ),
+    Mutant(
+        "choose a Fisher mask by the signed gradient",
+        f"{CORE}/deltas/fixed_mask.py",
+        "total += grad.square()",
+        "total += grad",
+        "tests/core/test_methods.py",
+    ),
+    Mutant(
+        "draw from the global generator",
+        f"{CORE}/patching.py",
+        "generator = torch.Generator().manual_seed(seed)",
+        "generator = torch.default_generator",
+        "tests/core/test_methods.py",
+    ),
+    Mutant(
+        "save values at shifted places",
+        f"{CORE}/adapter_file.py",
+        'return {"indices": indices.to(torch.int32)',
+        'return {"indices": indices.to(torch.int32).roll(1)',
+        "tests/core/test_adapter_file.py",
+    ),
+    Mutant(
+        "load onto another base model",
+        f"{CORE}/adapter_file.py",
+        "if here_print != config.base_fingerprint:",
+        "if False:",
+        "tests/core/test_adapter_file_refusals.py",
+    ),
+    Mutant(
+        "load onto another layout",
+        f"{CORE}/adapter_file.py",
+        "if here != entry:",
+        "if False:",
+        "tests/core/test_adapter_file_refusals.py",
+    ),
+    Mutant(
+        "load values that are not finite",
+        f"{CORE}/adapter_file.py",
+        "    if not torch.isfinite(values).all():",
+        "    if False:",
+        "tests/core/test_adapter_file_refusals.py tests/core/test_adapter_file_damage.py",
+    ),
+    Mutant(
+        "leave weights out of the fingerprint",
+        f"{CORE}/fingerprint.py",
+        "digest.update(values.numpy().tobytes())",
+        "pass",
+        "tests/core/test_adapter_file_refusals.py",
+    ),
+    Mutant(
+        "keep coefficients of 7 digits",
+        f"{CORE}/coupling.py",
+        "            buffer.copy_(exact)",
+        "            pass",
+        "tests/symmetry/test_modules.py",
+    ),
+    Mutant(
+        "take moments for polar vectors",
+        f"{CORE}/symmetry/rotations.py",
+        "return self.det * self.act(vectors)",
+        "return self.act(vectors)",
+        "tests/symmetry/test_rotations.py",
+    ),
+    Mutant(
+        "let what is not a number pass",
+        f"{CORE}/symmetry/search.py",
+        "if tolerance > 0.0 and math.isfinite(error) else math.inf",
+        "if tolerance > 0.0 and math.isfinite(error) else 0.0",
+        "tests/symmetry/test_search.py",
+    ),
+    Mutant(
+        "turn the sign of SevenNet's stress",
+        f"{SEVENNET}/backend.py",
+        "stress=-virial[",
+        "stress=virial[",
+        "tests/sevennet/test_symmetry.py",
+    ),
+    Mutant(
+        "exchange yz and zx of SevenNet's stress",
+        f"{SEVENNET}/backend.py",
+        "[[0, 3, 5], [3, 1, 4], [5, 4, 2]]",
+        "[[0, 3, 4], [3, 1, 5], [4, 5, 2]]",
+        "tests/sevennet/test_symmetry.py",
+    ),
+    Mutant(
+        "write the old version into a SevenNet file",
+        f"{SEVENNET}/backend.py",
+        '{**self.config, "version": sevenn.__version__}',
+        "{**self.config}",
+        "tests/sevennet/test_backend.py",
+    ),
+    Mutant(
+        "take the wrong axis for SevenNet's species",
+        f"{SEVENNET}/backend.py",
+        '.fc_tensor_product": 1',
+        '.fc_tensor_product": 0',
+        "tests/sevennet/test_backend.py tests/sevennet/test_training.py",
+    ),
+)
+
+
+def apply(mutant: Mutant, tree: Path) -> None:
+    """Change the one place in a tree."""
+    path = tree / mutant.file
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        raise SystemExit(
+            f"'{mutant.name}': {text.count(mutant.old)} places in {mutant.file} read "
+            f"{mutant.old!r}, expected 1. The code has moved: mend the table of mutants."
+        )
+    path.write_text(text.replace(mutant.old, mutant.new))
+
+
+def first_failure(tree: Path, tests: str) -> str | None:
+    """Return the first test that fails in a tree."""
+    environment = dict(os.environ, PYTHONPATH=f"{tree}{os.pathsep}{tree / 'integrations'}")
+    command = [
+        *(sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", "-p", "no:cacheprovider"),
+        *("-m", "not slow and not nightly", *tests.split()),
+    ]
+    done = subprocess.run(
+        command, cwd=tree, env=environment, capture_output=True, text=True, check=False
+    )
+    named = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, flags=re.MULTILINE)
+    if named:
+        return named.group(1)
+    if done.returncode != 0:
+        raise SystemExit(f"pytest ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return None
+
+
+def caught_by(mutant: Mutant) -> str | None:
+    """Return the test that notices a mutant."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        for name in TREES:
+            source = ROOT / name
+            if source.is_dir():
+                junk = shutil.ignore_patterns("__pycache__", "sample_data", ".hypothesis")
+                shutil.copytree(source, tree / name, ignore=junk)
+            else:
+                shutil.copy(source, tree / name)
+        apply(mutant, tree)
+        return first_failure(tree, mutant.tests) or first_failure(tree, "tests/core tests/symmetry")
+
+
+def main() -> None:
+    """Run the mutants that the command line names."""
+    words = sys.argv[1:]
+    chosen = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
+    rows, survivors = [], []
+    for mutant in chosen:
+        start = time.monotonic()
+        test = caught_by(mutant)
+        print(f"{mutant.name}: {test or 'SURVIVED'} ({time.monotonic() - start:.0f} s)", flush=True)
+        rows.append(f"| {mutant.name} | {mutant.file} | {test or '**none**'} |")
+        if test is None:
+            survivors.append(mutant.name)
+    if not words:
+        head = (
+            f"# Mutants\n\n`make mutants` broke the code in {len(MUTANTS)} ways, one at a time; "
+            f"{len(MUTANTS) - len(survivors)} were noticed. The first test that failed:\n\n"
+            "| what was broken | where | noticed by |\n|---|---|---|\n"
+        )
+        REPORT.write_text(head + "\n".join(rows) + "\n")
+    if survivors:
+        raise SystemExit(f"Not noticed: {', '.join(survivors)}.")
+
+
+if __name__ == "__main__":
+    main()
