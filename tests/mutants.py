@@ -367,7 +367,7 @@ def first_failure(tree: Path, tests: str) -> str | None:
     done = subprocess.run(
         command, cwd=tree, env=environment, capture_output=True, text=True, check=False
     )
-    named = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, flags=re.MULTILINE)
+    named = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, flags=re.MULTILINE)
     if named:
         return named.group(1)
     if done.returncode != 0:

@@ -102,6 +102,15 @@ def test_sevennet_0(subjects, state, check):
     assert_same(CHECKS[check](subject, max_atoms=12), parity=False)
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("check", ["rotation", "inversion"])
+@pytest.mark.parametrize("state", ["base", "adapted", "merged"])
+@pytest.mark.parametrize("model", ["tiny", "7net-0"])
+def test_a_thousand_elements_of_o3(subjects, tiny_checkpoint, model, state, check):
+    subject = subjects(tiny_checkpoint if model == "tiny" else model, state, "all")
+    assert_same(CHECKS[check](subject, examples=1000, max_atoms=12), parity=model == "tiny")
+
+
 def test_the_deltas_are_large(subjects, tiny_checkpoint):
     atoms = molecule("CH3CH2OH")
     for model in (tiny_checkpoint, "7net-0"):
