@@ -107,22 +107,21 @@ def _uniform(seed: int) -> tuple[tuple[float, float, float], float]:
     return (x, y, z), math.degrees(2 * math.atan2(length, float(quaternion[0])))
 
 
-def rotations(improper: bool | None = None) -> st.SearchStrategy[Orthogonal]:
+@st.composite
+def rotations(draw: st.DrawFn, /, improper: bool | None = None) -> Orthogonal:
     """Draw elements of O(3): half of them uniform on it, half of them nasty.
 
     The nasty ones are the identity and near it, 90°, 120° and 180° about axes and diagonals, the
-    inversion and mirrors. They come first, so that a counterexample shrinks to one of them.
+    inversion and mirrors. A counterexample shrinks to one of them if it can.
 
     Parameters
     ----------
     improper
         True for determinant -1 only, False for +1 only, None for both.
     """
-    sign = st.booleans() if improper is None else st.just(improper)
-    nasty = st.builds(
-        Orthogonal, st.sampled_from(_DIRECTIONS), st.sampled_from(_NASTY_ANGLES), sign
-    )
-    uniform = st.builds(
-        lambda seed, s: Orthogonal(*_uniform(seed), s), st.integers(0, 2**32 - 1), sign
-    )
-    return st.one_of(nasty, uniform)
+    # All is drawn in either case, so that the shrinker can turn a uniform one into a nasty one.
+    uniform = draw(st.booleans())
+    axis, degrees = draw(st.sampled_from(_DIRECTIONS)), draw(st.sampled_from(_NASTY_ANGLES))
+    seed = draw(st.integers(0, 2**32 - 1))
+    sign = draw(st.booleans()) if improper is None else improper
+    return Orthogonal(*_uniform(seed), sign) if uniform else Orthogonal(axis, degrees, sign)

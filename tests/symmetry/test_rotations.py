@@ -76,7 +76,7 @@ def test_half_of_the_drawn_ones_are_uniform():
     ids=["mirror", "half turn", "inversion", "nearly nothing"],
 )
 def test_nasty_ones_are_drawn_and_are_the_simplest(condition, simplest):
-    assert find(rotations(), condition) == simplest
+    assert find(rotations(), condition, settings=settings(derandomize=True)) == simplest
 
 
 @given(st.booleans().flatmap(lambda i: st.tuples(st.just(i), rotations(i))))
