@@ -12,17 +12,17 @@ DEMO := --model 7net-0 --train $(SAMPLE)/train.xyz --valid $(SAMPLE)/valid.xyz \
 
 .PHONY: demo test test-slow test-nightly mutants lint clean
 
-# e3nn 0.6 with SevenNet; and e3nn 0.4.4 alone, which MACE pins.
+# e3nn 0.6 with SevenNet; and MACE, which pins e3nn 0.4.4.
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) $(TORCH)
 	.venv/bin/python $(PIP) -e '.[sevennet,dev]'
 	touch $@
 
-.venv-e3nn044/ready: pyproject.toml
-	$(PYTHON) -m venv .venv-e3nn044
-	.venv-e3nn044/bin/python $(PIP) $(TORCH)
-	.venv-e3nn044/bin/python $(PIP) e3nn==0.4.4 -e '.[test]'
+.venv-mace/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-mace
+	.venv-mace/bin/python $(PIP) $(TORCH)
+	.venv-mace/bin/python $(PIP) -e '.[mace,test]'
 	touch $@
 
 # Nine atoms do not feed two threads.
@@ -38,16 +38,16 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-test: lint .venv-e3nn044/ready
-	$(PYTEST) .venv-e3nn044/bin/python -m pytest -n 2 -m '$(QUICK)' tests/core tests/symmetry
+test: lint .venv-mace/ready
+	$(PYTEST) .venv-mace/bin/python -m pytest -n 2 -m '$(QUICK)' tests/core tests/symmetry tests/mace
 	$(PYTEST) .venv/bin/python -m pytest -n 2 -m '$(QUICK)'
 
 test-slow: .venv/ready
 	$(PYTEST) .venv/bin/python -m pytest -n 2 -m slow
 
 # 1,000 elements of O(3) a case: about 40 minutes.
-test-nightly: .venv/ready .venv-e3nn044/ready
-	$(PYTEST) .venv-e3nn044/bin/python -m pytest -n 2 -m nightly tests/core
+test-nightly: .venv/ready .venv-mace/ready
+	$(PYTEST) .venv-mace/bin/python -m pytest -n 2 -m nightly tests/core
 	$(PYTEST) .venv/bin/python -m pytest -n 2 -m nightly
 
 # Breaks our code in many ways, one at a time, and writes which test catches each.
@@ -55,4 +55,4 @@ mutants: .venv/ready
 	OMP_NUM_THREADS=1 .venv/bin/python tests/mutants.py
 
 clean:
-	rm -rf .venv .venv-e3nn044 runs
+	rm -rf .venv .venv-mace runs

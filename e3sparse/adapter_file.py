@@ -30,6 +30,7 @@ from e3sparse.deltas.fixed_mask import FixedMaskDelta
 from e3sparse.errors import AdapterFileError, ConfigError
 from e3sparse.files import replacing
 from e3sparse.fingerprint import clebsch_gordan_probe, e3nn_version, fingerprint
+from e3sparse.merging import base_parameter
 from e3sparse.patching import adapters, install
 from e3sparse.paths import Layout, Species
 from e3sparse.targets import Selection, candidates
@@ -245,8 +246,9 @@ def _difference(here: LayerEntry, there: LayerEntry) -> str:
 
 
 def _reference(model: nn.Module, path: str, layout: Layout) -> Tensor:
-    own = model.get_submodule(path)._parameters.get(layout.parameter or "")
-    return own if own is not None else next(iter(model.parameters()))
+    for parameter in layout.parameters:
+        return base_parameter(model, f"{path}.{parameter}")
+    return next(iter(model.parameters()))
 
 
 def read_values(directory: str | Path) -> dict[str, Tensor]:

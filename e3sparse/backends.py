@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -67,6 +68,10 @@ class Potential(ABC):
         the weights.
     framework
         Distribution names and versions, for the record.
+    suffix
+        Of the framework's model files.
+    aliases
+        Targets that have a meaning of their own in this framework, and what they stand for.
     parity
         Whether the model claims to be equivariant under inversion, not rotations alone.
     """
@@ -77,6 +82,8 @@ class Potential(ABC):
     species: Species
     fold_into: Mapping[str, str]
     framework: Mapping[str, str]
+    suffix: str
+    aliases: Mapping[str, Sequence[str]] = MappingProxyType({})
     parity: bool = True
 
     @abstractmethod
@@ -113,12 +120,25 @@ class Potential(ABC):
         """Where the weights are."""
         return next(self.module.parameters()).device
 
+    def resolve(self, targets: Targets) -> Targets:
+        """Put what they stand for in the place of aliases."""
+        if callable(targets):
+            return targets
+        patterns = [targets] if isinstance(targets, str) else targets
+        resolved = [name for pattern in patterns for name in self.aliases.get(pattern, [pattern])]
+        return resolved[0] if len(resolved) == 1 else resolved
+
     def patch(
         self, targets: Targets = "linear", method: str | Method = "budget", **options: Any
     ) -> Adapter:
         """Patch the module with what this backend knows of species and radial networks."""
         return patch(
-            self.module, targets, method, species=self.species, fold_into=self.fold_into, **options
+            self.module,
+            self.resolve(targets),
+            method,
+            species=self.species,
+            fold_into=self.fold_into,
+            **options,
         )
 
     def load_adapter(self, directory: str | Path, **options: Any) -> Adapter:

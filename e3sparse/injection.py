@@ -90,8 +90,21 @@ class LayerDeltas(nn.Module):
                 total = total * self.scale.to(total)
             return weight if total is None else weight + total
 
-        summed: Tensor = self._once(weight, make)
+        summed: Tensor = self._once([weight], make)
         return summed
+
+    def added_to_parts(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return W + ΔW of each of the layout's parts, given as W by name."""
+
+        def make() -> dict[str, Tensor]:
+            summed = dict(weights)
+            for name in self.active:
+                for part, values in self.layout.split(self.deltas[name]()).items():
+                    summed[part] = summed[part] + values
+            return summed
+
+        parts: dict[str, Tensor] = self._once(list(weights.values()), make)
+        return parts
 
     def reweighted(self, weight: Tensor) -> Tensor:
         """Return w·Π(1 + ΔW) for weights `(..., numel)` that come from outside."""
@@ -103,16 +116,16 @@ class LayerDeltas(nn.Module):
                 factor = values if factor is None else factor * values
             return factor
 
-        factor = self._once(None, make)
+        factor = self._once([], make)
         return weight if factor is None else weight * factor
 
-    def _once(self, weight: Tensor | None, make: Callable[[], Any]) -> Any:
+    def _once(self, weights: list[Tensor], make: Callable[[], Any]) -> Any:
         """Return what `make` returns, from the cache if one is open and still right."""
         sums = None if torch.compiler.is_compiling() else _SUMS.get()
         if sums is None:
             return make()
         key = (id(self), torch.is_grad_enabled(), tuple(self.active))
-        inputs = [weight, *(p for name in self.active for p in self.deltas[name].parameters())]
+        inputs = [*weights, *(p for name in self.active for p in self.deltas[name].parameters())]
         if key in sums:
             made_of, made = sums[key]
             if len(made_of) == len(inputs) and all(map(operator.is_, made_of, inputs)):
@@ -121,13 +134,13 @@ class LayerDeltas(nn.Module):
         return sums[key][1]
 
 
-def _rebuild(base: Any, parameter: str | None) -> Any:
-    cls = patched_class(base, parameter)
+def _rebuild(base: Any, parameter: str | None, parts: tuple[str, ...] = ()) -> Any:
+    cls = patched_class(base, parameter, parts)
     return cls.__new__(cls)
 
 
 @functools.cache
-def patched_class(base: Any, parameter: str | None) -> Any:
+def patched_class(base: Any, parameter: str | None, parts: tuple[str, ...] = ()) -> Any:
     """Return the subclass of `base` that uses W + ΔW: one for each class, made once.
 
     Parameters
@@ -136,6 +149,9 @@ def patched_class(base: Any, parameter: str | None) -> Any:
         Class of the layer, whatever package it came from.
     parameter
         Name of its weight; None if the weight is an argument of an e3nn `TensorProduct`.
+    parts
+        Names of its parameters, if the weight is several of them. Those behind a dot are in a
+        `ParameterList`, in whose place the layer sees a list of sums.
     """
 
     def __reduce_ex__(self: Any, protocol: int) -> tuple[Any, ...]:  # noqa: N807
@@ -144,7 +160,7 @@ def patched_class(base: Any, parameter: str | None) -> Any:
             raise pickle.PicklingError(
                 f"A patched {base.__name__} cannot be pickled: merge or remove the adapter first."
             )
-        return (_rebuild, (base, parameter), *state)
+        return (_rebuild, (base, parameter, parts), *state)
 
     def __prepare_scriptable__(self: Any) -> Any:  # noqa: N807
         raise PatchError(
@@ -159,7 +175,10 @@ def patched_class(base: Any, parameter: str | None) -> Any:
         "__prepare_scriptable__": __prepare_scriptable__,
         "_e3sparse_base": base,
     }
-    if parameter is None:
+    if parts:
+        for attribute in {part.partition(".")[0] for part in parts}:
+            namespace[attribute] = _sums(attribute, parts)
+    elif parameter is None:
 
         def _get_weights(self: Any, weight: Any) -> Any:
             # e3nn/o3/_tensor_product/_tensor_product.py: forward and right both come by here.
@@ -183,6 +202,27 @@ def patched_class(base: Any, parameter: str | None) -> Any:
     return type(f"Patched{base.__name__}", (base,), namespace)
 
 
+def _sums(attribute: str, parts: tuple[str, ...]) -> property:
+    """Return the property that puts sums in the place of a parameter or a `ParameterList`."""
+
+    def effective(self: Any) -> Any:
+        summed = self._modules[SUBMODULE].added_to_parts(
+            {part: _stored(self, part) for part in parts}
+        )
+        if attribute in summed:
+            return summed[attribute]
+        stored = self._modules[attribute]._parameters
+        return [summed.get(f"{attribute}.{name}", weight) for name, weight in stored.items()]
+
+    return property(effective, doc="W + ΔW of the active adapters.")
+
+
+def _stored(module: Any, part: str) -> Tensor:
+    owner, _, leaf = part.rpartition(".")
+    weight: Tensor = (module._modules[owner] if owner else module)._parameters[leaf]
+    return weight
+
+
 def inject(module: nn.Module, layout: Layout) -> LayerDeltas:
     """Return the layer's `LayerDeltas`, patching the layer if it is not patched yet."""
     present = module._modules.get(SUBMODULE)
@@ -191,7 +231,7 @@ def inject(module: nn.Module, layout: Layout) -> LayerDeltas:
     deltas = LayerDeltas(layout)
     module.add_module(SUBMODULE, deltas)
     own: Any = type(module)
-    module.__class__ = patched_class(own, layout.parameter)
+    module.__class__ = patched_class(own, layout.parameter, layout.parts)
     return deltas
 
 

@@ -12,16 +12,14 @@ Merged = tuple[Mapping[str, Layout], Mapping[str, Tensor]]
 """The layouts and the ΔW of one merged adapter, by module path."""
 
 
-def fold_target(path: str, layout: Layout, fold_into: Mapping[str, str]) -> str:
-    """Return the name of the parameter that a layer's ΔW is folded into.
+def fold_target(path: str, fold_into: Mapping[str, str]) -> str:
+    """Return the name of the parameter that the delta of external weights is folded into.
 
     Raises
     ------
     PatchError
-        If the weight comes from a radial network whose last layer nobody named.
+        If nobody named the last layer of the radial network.
     """
-    if layout.parameter is not None:
-        return f"{path}.{layout.parameter}"
     if path not in fold_into:
         raise PatchError(
             f"The path weights of '{path}' come from outside, so its delta can only be folded "
@@ -41,9 +39,9 @@ def check_fold(model: nn.Module, path: str, layout: Layout, fold_into: Mapping[s
         If the layer that a reweighting would be folded into is not known, or is not a plain
         matrix `(hidden, weights)` that feeds this tensor product alone.
     """
-    fold_target(path, layout, fold_into)
-    if layout.parameter is not None:
+    if not layout.external:
         return
+    fold_target(path, fold_into)
     last = fold_into[path]
     problem = None
     try:
@@ -67,9 +65,14 @@ def check_fold(model: nn.Module, path: str, layout: Layout, fold_into: Mapping[s
 
 
 def base_parameter(model: nn.Module, name: str) -> nn.Parameter:
-    """Return the stored parameter, past the property of a patched layer."""
-    path, _, leaf = name.rpartition(".")
-    parameter = model.get_submodule(path)._parameters[leaf]
+    """Return the stored parameter, past the properties of a patched layer."""
+    *path, leaf = name.split(".")
+    module = model
+    for step in path:
+        child = module._modules[step]
+        assert child is not None
+        module = child
+    parameter = module._parameters[leaf]
     assert parameter is not None
     return parameter
 
@@ -102,12 +105,14 @@ def refold(
     reweighted: dict[str, Tensor] = {}
     for layouts, values in merged:
         for path, delta in values.items():
-            name = fold_target(path, layouts[path], fold_into)
-            store = added if layouts[path].parameter is not None else reweighted
-            if store is added:
-                store[name] = delta if name not in store else store[name] + delta
-            else:
-                store[name] = 1 + delta if name not in store else store[name] * (1 + delta)
+            layout = layouts[path]
+            if layout.external:
+                name = fold_target(path, fold_into)
+                factor = 1 + delta
+                reweighted[name] = factor if name not in reweighted else reweighted[name] * factor
+            for own, part in layout.split(delta).items():
+                name = f"{path}.{own}"
+                added[name] = part if name not in added else added[name] + part
     for name in {*added, *reweighted, *base}:
         parameter = base_parameter(model, name)
         weight = base.setdefault(name, parameter.detach().clone()).to(parameter)

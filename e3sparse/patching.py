@@ -75,8 +75,8 @@ def patch(
     generator = torch.Generator().manual_seed(seed)
 
     def weight_like(path: str, layout: Layout) -> Tensor:
-        if layout.parameter is not None:
-            return base_parameter(model, f"{path}.{layout.parameter}")
+        for parameter in layout.parameters:
+            return base_parameter(model, f"{path}.{parameter}")
         return next(model.parameters(), torch.empty(0))
 
     deltas = {

@@ -62,6 +62,9 @@ class Layout:
     parameter
         Name of the parameter that holds the weight. None where the weight arrives from outside,
         per edge: a delta then reweights paths, `w * (1 + ΔW)`.
+    parts
+        Names of the parameters, one for each block, where the weight is spread over several of
+        them; the flat weight is theirs one after the other. Then `parameter` is None.
     lead
         Axes in front of the flat weight (`f_in, f_out` of an e3nn `Linear`), mostly none.
     shape
@@ -78,10 +81,28 @@ class Layout:
     shape: tuple[int, ...]
     blocks: tuple[Block, ...]
     lead: tuple[int, ...] = ()
+    parts: tuple[str, ...] = ()
 
     @property
     def numel(self) -> int:
         return prod(self.shape)
+
+    @property
+    def external(self) -> bool:
+        """Whether the weight arrives from outside."""
+        return self.parameter is None and not self.parts
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters that hold the weight; none where it arrives from outside."""
+        return self.parts if self.parameter is None else (self.parameter,)
+
+    def split(self, weight: Tensor) -> dict[str, Tensor]:
+        """Return what belongs to each of `parameters`, in its own shape."""
+        if self.parameter is not None:
+            return {self.parameter: weight}
+        views = (view for _, view in self.views(weight))
+        return dict(zip(self.parts, views, strict=True)) if self.parts else {}
 
     @property
     def irreps(self) -> str:

@@ -72,8 +72,8 @@ class State:
         record = self.records[name]
         for path, delta in deltas.items():
             module = model.get_submodule(path)
-            like = module._parameters.get(record.layouts[path].parameter or "")
-            like = next(model.parameters(), None) if like is None else like
+            names = record.layouts[path].parameters
+            like = base_parameter(module, names[0]) if names else next(model.parameters(), None)
             if like is not None:
                 delta.to(dtype=like.dtype, device=like.device)
             layer = inject(module, record.layouts[path])

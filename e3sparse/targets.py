@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 from e3sparse.errors import TargetError, nearest
+from e3sparse.merging import base_parameter
 from e3sparse.paths import KINDS, Layout, PassedOver, Species, kind_of
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
-"""A layer kind, `"all"`, a glob or regular expression on module paths, a list, or a callable."""
+"""A layer kind, `"everything"`, a glob or regex on module paths, a list, or a callable."""
+
+EVERYTHING = ("all", "everything")
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def select(model: nn.Module, targets: Targets, species: Species | None = None) -
     model
         Any module tree with e3nn layers.
     targets
-        `"linear"`, `"fctp"`, `"tp"`, `"mlp"`; `"all"` for all of these; a glob or a regular
+        `"linear"`, `"fctp"`, `"tp"`, `"mlp"`, or another registered kind; `"everything"` or
+        `"all"` for all kinds (a backend may have a narrower `"all"`); a glob or a regular
         expression on module paths (a path picks everything below it); a list of such; or a
         callable `(path, module) -> bool`.
     species
@@ -101,7 +105,7 @@ def select(model: nn.Module, targets: Targets, species: Species | None = None) -
             matches = {p for p, layout in found.layers.items() if _matches(pattern, p, layout)}
             if not matches:
                 held = {layout.kind for layout in found.layers.values()}
-                known = ["all", *held, *found.layers]
+                known = [*EVERYTHING, *held, *found.layers]
                 raise TargetError(
                     f"targets='{pattern}' matches no layer that can be patched."
                     f"{nearest(pattern, known)} {_holdings(found)}"
@@ -130,8 +134,8 @@ def _patchable_layout(module: nn.Module, layout: Callable[[nn.Module], Layout]) 
 
 
 def _matches(pattern: str, path: str, layout: Layout) -> bool:
-    if pattern == "all" or pattern in KINDS:
-        return pattern in ("all", layout.kind)
+    if pattern in EVERYTHING or pattern in KINDS:
+        return pattern in EVERYTHING or pattern == layout.kind
     parents = [path[: m.start()] for m in re.finditer(r"\.", path)]
     if pattern in (path, *parents) or fnmatchcase(path, pattern):
         return True
@@ -147,14 +151,14 @@ def _refuse_shared_weights(model: nn.Module, layers: dict[str, Layout]) -> None:
         for parameter in module._parameters.values():
             owners.setdefault(id(parameter), []).append(path)
     for path, layout in layers.items():
-        if layout.parameter is None:
-            continue
-        weight = model.get_submodule(path)._parameters[layout.parameter]
-        if len(paths := owners[id(weight)]) > 1:
-            raise TargetError(
-                f"'{paths[0]}' and '{paths[1]}' share one weight tensor, so a delta on one would "
-                "be merged into both. Leave them out of targets, or give each its own weight."
-            )
+        for parameter in layout.parameters:
+            weight = base_parameter(model, f"{path}.{parameter}")
+            if len(paths := owners[id(weight)]) > 1:
+                raise TargetError(
+                    f"'{paths[0]}' and '{paths[1]}' share one weight tensor, so a delta on one "
+                    "would be merged into both. Leave them out of targets, or give each its own "
+                    "weight."
+                )
 
 
 def _holdings(found: Selection) -> str:

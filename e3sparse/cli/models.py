@@ -19,7 +19,7 @@ from e3sparse.cli.options import (
     StressKey,
 )
 from e3sparse.cli.tables import out, print_errors
-from e3sparse.errors import ConfigError
+from e3sparse.errors import ConfigError, TargetError
 from e3sparse.paths import KINDS
 
 
@@ -106,14 +106,22 @@ def inspect(
         f"{len(potential.species.numbers)} elements"
     )
     overview = Table("targets", "layers", "entries", "share of parameters")
-    for name in (*KINDS, "all"):
-        layers = [x for x in found.layers.values() if name in ("all", x.kind)]
+    for name in (*KINDS, *dict.fromkeys(("all", *potential.aliases, "everything"))):
+        try:
+            chosen = select(potential.module, potential.resolve(name), potential.species)
+        except TargetError:
+            continue
+        layers = list(chosen.layers.values())
         entries = sum(layout.numel for layout in layers)
         # Reweighted paths are no parameters of the model: their weights come from the radial net.
-        owned = sum(layout.numel for layout in layers if layout.parameter is not None)
+        owned = sum(layout.numel for layout in layers if not layout.external)
         overview.add_row(name, str(len(layers)), f"{entries:,}", f"{owned / parameters:.2%}")
     out.print(overview)
-    picked = select(potential.module, targets, potential.species) if targets else found
+    picked = (
+        select(potential.module, potential.resolve(targets), potential.species)
+        if targets
+        else found
+    )
     listing = Table(title="Layers")
     for column in ("layer", "kind", "entries", "species axis", "irreps"):
         listing.add_column(column, overflow="fold")

@@ -140,7 +140,7 @@ def finetune(
         )
         adapter.merge()
     potential.shift_energies(references)
-    potential.save(config.out / "model.pth")
+    potential.save(config.out / f"model{potential.suffix}")
     return RunResult(config.out, table, adapter)
 
 

@@ -41,6 +41,8 @@ _TO_MATRIX = torch.tensor([[0, 3, 5], [3, 1, 4], [5, 4, 2]])
 class SevenNetPotential(Potential):
     """A SevenNet model with e3nn convolutions."""
 
+    suffix = ".pth"
+
     def __init__(
         self,
         name: str,

@@ -10,10 +10,11 @@ pytest.importorskip("sevenn", reason="SevenNet is not in this environment")
 import ase.io
 import sevenn
 import sevenn._keys as KEY
+from sample_frames import labelled
 from sevenn import _const
 from sevenn.model_build import build_E3_equivariant_model
 from sevenn.nn.node_embedding import get_type_mapper_from_specie
-from support import labelled, load
+from support import load
 
 from e3sparse.cli import main
 

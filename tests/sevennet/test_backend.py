@@ -5,8 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+from sample_frames import structures
 from sevenn.calculator import SevenNetCalculator
-from support import load, structures
+from support import load
 
 import e3sparse
 from e3sparse import Budget, Dense, FixedMask, LowRank
@@ -19,7 +20,7 @@ TARGETS = ("linear", "fctp", "tp", "mlp", "all")
 def evaluate(potential):
     potential.module.eval()
     out = potential.forward(potential.collate([potential.graph(a) for a in structures()]))
-    return torch.cat([part.detach().reshape(-1) for part in out])
+    return torch.cat([part.detach().reshape(-1) for part in out[:3]])
 
 
 def randomize(adapter, scale=0.3):

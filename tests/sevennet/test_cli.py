@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from ase import Atoms
-from support import labelled
+from sample_frames import labelled
 
 
 @pytest.fixture

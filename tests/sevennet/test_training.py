@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 from ase import Atoms
+from sample_frames import labelled
 from sevenn.calculator import SevenNetCalculator
-from support import labelled, load
+from support import load
 
 from e3sparse.adapter_config import read_config as read_adapter_config
 from e3sparse.adapter_file import read_values

@@ -1,0 +1,35 @@
+"""A small MACE file and labelled frames, made on the spot."""
+
+import pytest
+
+pytest.importorskip("mace", reason="MACE is not in this environment")
+
+import ase.io
+import torch
+from mace_models import load, tiny
+from sample_frames import labelled
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory):
+    """A model file of float32, as most are."""
+    path = tmp_path_factory.mktemp("models") / "tiny.model"
+    torch.save(tiny(torch.float32), path)
+    return path
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def potential(request, tiny_file):
+    """The tiny model, loaded by the backend."""
+    return load(tiny_file, request.param)
+
+
+@pytest.fixture(scope="session")
+def data_files(tmp_path_factory):
+    """Paths of a train, a valid and a test file."""
+    folder = tmp_path_factory.mktemp("data")
+    paths = {}
+    for seed, (split, count) in enumerate({"train": 12, "valid": 4, "test": 4}.items()):
+        paths[split] = folder / f"{split}.xyz"
+        ase.io.write(paths[split], labelled(count, seed))
+    return paths

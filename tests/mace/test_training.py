@@ -1,0 +1,105 @@
+"""`finetune` on a MACE file, as from the shell: what it leaves is an ordinary MACE file."""
+
+import json
+import sys
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+from ase.build import molecule
+from mace.calculators import MACECalculator
+from mace_models import NUMBERS, load
+
+from e3sparse.cli import main
+from e3sparse.symmetry import PotentialSubject
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["e3sparse", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        printed = capsys.readouterr()
+        return exit_.value.code, printed.out, " ".join(printed.err.split())
+
+    return call
+
+
+@pytest.fixture
+def finetune(run, tiny_file, data_files, tmp_path):
+    def call(*arguments, out="run"):
+        return run(
+            "finetune", "--model", tiny_file, "--train", data_files["train"],
+            "--valid", data_files["valid"], "--test", data_files["test"], "--device", "cpu",
+            "--out", tmp_path / out, "--max-steps", 30, "--batch-size", 4, *arguments,
+        )  # fmt: skip
+
+    return call
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("targets", ["linear", "everything"])
+def test_from_the_shell_to_maces_calculator(finetune, data_files, tmp_path, targets, dtype):
+    code, printed, errors = finetune("--targets", targets, "--dtype", dtype, "--e0s", "fit")
+    assert code == 0, printed + errors
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["errors"]
+    assert rows["test after"]["forces_mae"] < rows["test before"]["forces_mae"]
+    frames = ase.io.read(data_files["test"], index=":")
+    calculator = MACECalculator(
+        str(tmp_path / "run" / "model.model"), device="cpu", default_dtype=dtype
+    )
+    off = []
+    for atoms in frames:
+        labels = atoms.arrays["REF_forces"]
+        atoms.calc = calculator
+        off.append(atoms.get_forces() - labels)
+    measured = 1000 * np.abs(np.concatenate(off)).mean()
+    assert measured == pytest.approx(rows["test after"]["forces_mae"], rel=1e-3)
+
+
+def test_the_adapter_on_the_base_is_the_merged_file(finetune, run, tiny_file, tmp_path):
+    assert finetune("--targets", "all", "--dtype", "float64")[0] == 0
+    code, *_ = run(
+        "merge", tiny_file, "--adapter", tmp_path / "run" / "adapter",
+        "--out", tmp_path / "merged.model",
+    )  # fmt: skip
+    assert code == 0
+    water = molecule("H2O")
+    both = [
+        PotentialSubject(load(path, torch.float64))(water)
+        for path in (tmp_path / "run" / "model.model", tmp_path / "merged.model")
+    ]
+    assert both[0].energy == pytest.approx(both[1].energy, abs=1e-4)
+    np.testing.assert_allclose(both[0].forces, both[1].forces, atol=1e-5)
+
+
+def test_elements_that_no_frame_contains_are_untouched(finetune, tiny_file, tmp_path):
+    assert finetune("--targets", "everything")[0] == 0
+    before, after = (load(path).module for path in (tiny_file, tmp_path / "run" / "model.model"))
+    present = [NUMBERS.index(z) for z in (1, 6, 8)]
+    absent = [k for k in range(len(NUMBERS)) if k not in present]
+    for name, old in before.named_parameters():
+        if ".weights" in name:
+            new = dict(after.named_parameters())[name]
+            assert torch.equal(new[absent], old[absent])
+    top = "products.0.symmetric_contractions.contractions.0.weights_max"
+    old, new = (dict(m.named_parameters())[top] for m in (before, after))
+    assert not torch.equal(old[present], new[present])
+
+
+def test_full_and_scratch(finetune, tmp_path):
+    for method in ("full", "scratch"):
+        code, printed, errors = finetune("--method", method, out=method)
+        assert code == 0, printed + errors
+        assert (tmp_path / method / "model.model").is_file()
+
+
+def test_inspect_and_check(run, tiny_file):
+    code, printed, _ = run("inspect", tiny_file, "--targets", "last")
+    assert code == 0
+    assert "products" in printed
+    assert "readouts.1.linear_2" in printed
+    code, printed, _ = run("check", tiny_file, "--examples", 2, "--max-atoms", 4)
+    assert code == 0, printed

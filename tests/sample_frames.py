@@ -1,0 +1,28 @@
+"""Structures and labels that the tests of all backends share."""
+
+import numpy as np
+from ase.build import bulk, molecule
+
+
+def structures():
+    """A molecule and a crystal, both away from equilibrium."""
+    water = molecule("H2O")
+    water.rattle(0.05, seed=1)
+    salt = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
+    salt.rattle(0.1, seed=2)
+    return [water, salt]
+
+
+def labelled(count, seed=0, name="CH3OH"):
+    """Frames of a rattled molecule, with labels of a harmonic toy surface."""
+    rng = np.random.default_rng(seed)
+    rest = molecule(name)
+    frames = []
+    for _ in range(count):
+        atoms = rest.copy()
+        shift = rng.normal(scale=0.08, size=(len(atoms), 3))
+        atoms.positions += shift
+        atoms.info["REF_energy"] = float(5.0 * (shift**2).sum() - 12.0 * len(atoms))
+        atoms.arrays["REF_forces"] = -10.0 * shift
+        frames.append(atoms)
+    return frames
