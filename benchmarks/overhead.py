@@ -34,13 +34,10 @@ RESULT = Path(__file__).parent / "results" / "overhead.md"
 
 
 class Stepper:
-    """One optimizer step of one method on a fixed batch."""
+    """One optimizer step on a fixed batch, of an adapter or of all that requires a gradient."""
 
-    def __init__(self, method, frames, model, device):
-        self.potential = load_potential(model, device=device)
-        self.adapter = None
-        if method != "full":
-            self.adapter = self.potential.patch("linear", method, total_steps=1000)
+    def __init__(self, potential, adapter, frames):
+        self.potential, self.adapter = potential, adapter
         self.module = FineTuning(
             self.potential, self.adapter, loss=Loss(), optimizer="schedule_free", lr=1e-3
         )
@@ -78,6 +75,15 @@ class Stepper:
         return time.perf_counter() - start
 
 
+def make_stepper(method, frames, model, device):
+    """Return the stepper of one method."""
+    potential = load_potential(model, device=device)
+    adapter = None
+    if method != "full":
+        adapter = potential.patch("linear", method, total_steps=1000)
+    return Stepper(potential, adapter, frames)
+
+
 def make_frames(count, repeat):
     """Return rattled rock salt with random labels: only their shapes matter here."""
     frames = []
@@ -101,9 +107,8 @@ def timed(function, device):
     return time.perf_counter() - start
 
 
-def measure_memory(method, frames, model, device):
+def measure_memory(stepper, device):
     """Return the growth of peak memory over three steps, in bytes."""
-    stepper = Stepper(method, frames, model, device)
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -116,6 +121,33 @@ def measure_memory(method, frames, model, device):
     if device != "cpu":
         return torch.cuda.max_memory_allocated() - before
     return resident_peak() - before
+
+
+def memory_elsewhere(script, case, options):
+    """Return what a script's `--memory-of` measures of one case in a process of its own."""
+    command = [sys.executable, script, "--memory-of", case, *options]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(printed.splitlines()[-1])
+
+
+def in_turns(steppers, rounds, device):
+    """Return the seconds of each stepper (a column) in each round (a row)."""
+    for stepper in steppers.values():
+        for _ in range(3):
+            stepper.step()
+    return pd.DataFrame(
+        [
+            {name: timed(stepper.step, device) for name, stepper in steppers.items()}
+            for _ in track(range(rounds), "rounds")
+        ]
+    )
+
+
+def markdown(table):
+    """Return a table of strings as Markdown."""
+    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in table.to_numpy()]
+    return "\n".join(lines) + "\n"
 
 
 def resident_peak():
@@ -138,27 +170,16 @@ def main(
     torch.set_num_threads(threads)
     batch = make_frames(frames, repeat)
     if memory_of is not None:
-        print(json.dumps(measure_memory(memory_of, batch, model, device)))
+        stepper = make_stepper(memory_of, batch, model, device)
+        print(json.dumps(measure_memory(stepper, device)))
         return
-    steppers = {method: Stepper(method, batch, model, device) for method in METHODS}
-    for stepper in steppers.values():
-        for _ in range(3):
-            stepper.step()
-    seconds = pd.DataFrame(
-        [
-            {method: timed(stepper.step, device) for method, stepper in steppers.items()}
-            for _ in track(range(rounds), "rounds")
-        ]
-    )
+    steppers = {method: make_stepper(method, batch, model, device) for method in METHODS}
+    seconds = in_turns(steppers, rounds, device)
     ratio = seconds.div(seconds["full"], axis=0)
     own = {m: [s.delta_seconds() for _ in range(20)] for m, s in steppers.items() if m != "full"}
-    memory = {}
-    for method in METHODS:
-        command = [sys.executable, __file__, "--memory-of", method, "--model", model]
-        command += ["--frames", str(frames), "--repeat", str(repeat)]
-        command += ["--device", device, "--threads", str(threads)]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        memory[method] = json.loads(printed.splitlines()[-1])
+    options = ["--model", model, "--frames", str(frames), "--repeat", str(repeat)]
+    options += ["--device", device, "--threads", str(threads)]
+    memory = {method: memory_elsewhere(__file__, method, options) for method in METHODS}
     rows = []
     for method in METHODS:
         low, middle, high = ratio[method].quantile([0.25, 0.5, 0.75])
@@ -173,14 +194,12 @@ def main(
             }
         )
     table = pd.DataFrame(rows)
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join(row) + " |" for row in table.to_numpy()]
     name = torch.cuda.get_device_name() if device != "cpu" else platform.processor() or "CPU"
     text = (
         f"`python {' '.join([Path(sys.argv[0]).as_posix(), *sys.argv[1:]])}`: {model}, "
         f"{frames} frames of {len(batch[0].atoms)} atoms, {rounds} rounds, {device} ({name}, "
         f"{threads} threads), torch {torch.__version__}; median and quartiles of the ratio in "
-        "each round.\n\n" + "\n".join(lines) + "\n"
+        "each round.\n\n" + markdown(table)
     )
     print(text)
     if write:

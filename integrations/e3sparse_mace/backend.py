@@ -4,11 +4,11 @@
 # lets it load.
 import mace  # noqa: I001
 
-import contextlib
 import io
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,6 +35,7 @@ from e3sparse.errors import ConfigError, PatchError, nearest
 from e3sparse.files import replacing
 from e3sparse.injection import SUBMODULE
 from e3sparse.paths import Species, kind_of
+from e3sparse_mace.acceleration import Acceleration
 from e3sparse_mace.precision import recompute_coupling
 from e3sparse_mace.products import PRODUCTS
 
@@ -96,6 +97,8 @@ class MACEPotential(Potential):
             ),
         }
         self._table = AtomicNumberTable(list(numbers))
+        self.accelerate = True
+        self._acceleration = Acceleration(self.module)
 
     def _interactions(self) -> list[tuple[str, Any]]:
         return [(f"interactions.{k}", block) for k, block in enumerate(self.module.interactions)]
@@ -125,7 +128,10 @@ class MACEPotential(Potential):
         positions = data["positions"].detach().clone()
         data["positions"] = positions
         periodic = bool(data["cell"].any())
-        with default_dtype(self.dtype):
+        if self._acceleration.model is not self.module:
+            self._acceleration = Acceleration(self.module)
+        accelerated = self._acceleration(data["node_attrs"]) if self.accelerate else nullcontext()
+        with default_dtype(self.dtype), accelerated:
             out = self.module(data, training=self.module.training, compute_stress=periodic)
         # Core electrons make energies that float32 knows to 1e-3 eV: MACE sums nodes in float64.
         energy = positions.new_zeros(int(data["ptr"].numel()) - 1, dtype=torch.float64)
@@ -196,7 +202,7 @@ class MACEBackend(Backend):
 
     def _file(self, model: str) -> Any:
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with redirect_stdout(io.StringIO()):
                 return torch.load(model, map_location="cpu", weights_only=False)
         except (RuntimeError, EOFError, KeyError, AttributeError, ImportError) as error:
             raise ConfigError(f"'{model}' cannot be loaded as a MACE model ({error}).") from error
