@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from e3sparse.cli.check import check
+from e3sparse.cli.commands import add_command, installed_commands
 from e3sparse.cli.finetune import finetune
 from e3sparse.cli.models import evaluate, inspect, merge
 from e3sparse.cli.results import compare, diff
@@ -26,6 +27,8 @@ adapters_app.command("diff")(diff)
 # With one command only, Typer would do without its name.
 adapters_app.callback()(lambda: None)
 app.add_typer(adapters_app, name="adapters")
+for name in installed_commands():
+    add_command(app, name)
 
 
 def main() -> None:
