@@ -22,7 +22,7 @@ DEMO := --model 7net-0 --train $(SAMPLE)/train.xyz --valid $(SAMPLE)/valid.xyz \
 .venv-mace/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-mace
 	.venv-mace/bin/python $(PIP) $(TORCH)
-	.venv-mace/bin/python $(PIP) -e '.[mace,test]'
+	.venv-mace/bin/python $(PIP) -e '.[mace,test]' cuequivariance-torch
 	touch $@
 
 # Nine atoms do not feed two threads.

@@ -54,7 +54,7 @@ def finetune(
     targets: Annotated[
         list[str] | None,
         typer.Option(
-            help="linear, fctp, tp, mlp, all, or a glob or regex on module paths; may be "
+            help="linear, fctp, tp, mlp, everything, or a glob or regex on module paths; may be "
             "repeated.  (default linear)",
             rich_help_panel=_METHOD,
         ),
