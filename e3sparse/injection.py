@@ -139,7 +139,6 @@ def _rebuild(base: Any, parameter: str | None, parts: tuple[str, ...] = ()) -> A
     return cls.__new__(cls)
 
 
-@functools.cache
 def patched_class(base: Any, parameter: str | None, parts: tuple[str, ...] = ()) -> Any:
     """Return the subclass of `base` that uses W + ΔW: one for each class, made once.
 
@@ -153,7 +152,11 @@ def patched_class(base: Any, parameter: str | None, parts: tuple[str, ...] = ())
         Names of its parameters, if the weight is several of them. Those behind a dot are in a
         `ParameterList`, in whose place the layer sees a list of sums.
     """
+    return _patched_class(base, parameter, parts)
 
+
+@functools.cache
+def _patched_class(base: Any, parameter: str | None, parts: tuple[str, ...]) -> Any:
     def __reduce_ex__(self: Any, protocol: int) -> tuple[Any, ...]:  # noqa: N807
         rebuild, _, *state = base.__reduce_ex__(self, max(int(protocol), 2))
         if rebuild.__name__ != "__newobj__":

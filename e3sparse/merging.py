@@ -66,7 +66,7 @@ def check_fold(model: nn.Module, path: str, layout: Layout, fold_into: Mapping[s
 
 def base_parameter(model: nn.Module, name: str) -> nn.Parameter:
     """Return the stored parameter, past the properties of a patched layer."""
-    *path, leaf = name.split(".")
+    *path, leaf = name.lstrip(".").split(".")
     module = model
     for step in path:
         child = module._modules[step]
