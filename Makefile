@@ -39,7 +39,7 @@ lint: .venv/ready
 	.venv/bin/mypy
 
 test: lint .venv-mace/ready
-	$(PYTEST) .venv-mace/bin/python -m pytest -n 2 -m '$(QUICK)' tests/core tests/symmetry tests/mace
+	$(PYTEST) .venv-mace/bin/python -m pytest -n 2 -m '$(QUICK)' tests/core tests/symmetry tests/mace_torch
 	$(PYTEST) .venv/bin/python -m pytest -n 2 -m '$(QUICK)'
 
 test-slow: .venv/ready

@@ -1,5 +1,7 @@
 """What every test needs before e3nn is imported, and quiet about what we cannot change."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -20,6 +22,14 @@ settings.load_profile("e3sparse")
 def pytest_configure(config):
     for warning in (".*torch.jit.*is deprecated", "The TorchScript type system doesn't support"):
         config.addinivalue_line("filterwarnings", f"ignore:{warning}")
+
+
+# No environment holds all frameworks: SevenNet's has no MACE, and the other way round.
+collect_ignore = [
+    folder
+    for folder, package in {"sevennet": "sevenn", "mace_torch": "mace"}.items()
+    if find_spec(package) is None
+]
 
 
 @pytest.fixture(autouse=True)

@@ -156,8 +156,8 @@ MUTANTS = (
     Mutant(
         "fold ΔW instead of 1 + ΔW",
         f"{CORE}/merging.py",
-        "store[name] = 1 + delta if name not in store",
-        "store[name] = delta if name not in store",
+        "factor = 1 + delta",
+        "factor = delta",
         "tests/core/test_equivariance.py",
     ),
     Mutant(

@@ -2,14 +2,11 @@
 
 import sys
 
-import pytest
-import torch
-
-pytest.importorskip("sevenn", reason="SevenNet is not in this environment")
-
 import ase.io
+import pytest
 import sevenn
 import sevenn._keys as KEY
+import torch
 from sample_frames import labelled
 from sevenn import _const
 from sevenn.model_build import build_E3_equivariant_model

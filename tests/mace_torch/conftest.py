@@ -1,10 +1,7 @@
 """A small MACE file and labelled frames, made on the spot."""
 
-import pytest
-
-pytest.importorskip("mace", reason="MACE is not in this environment")
-
 import ase.io
+import pytest
 import torch
 from mace_models import load, tiny
 from sample_frames import labelled
