@@ -1,14 +1,15 @@
 """Accuracy against sparsity on real data: every method, same steps, same batches, three seeds.
 
-    python benchmarks/methods.py run --jobs 2      # fine-tunes SevenNet-0; resumes where it stopped
-    python benchmarks/methods.py table             # writes benchmarks/results/methods.md
+    .venv/bin/python benchmarks/methods.py run 7net-ethanol --jobs 2
+    .venv-mace/bin/python benchmarks/methods.py run mace-ethanol --jobs 2
+    .venv/bin/python benchmarks/methods.py table     # writes benchmarks/results/methods_<task>.md
 
-Data: rMD17 ethanol (PBE/def2-SVP), 200 training, 50 validation and 200 test frames, from
-../shared/data or the folder E3SPARSE_DATA. Each method takes the learning rate of its own grid that
-is best on validation with seed 0. The published soft threshold cannot be asked for a sparsity: its
-λ_τ is bisected with seed 0 until the sparsity is near the level (at most as far off as LEVELS says,
-or as near as a few tries came), and its learning rate is chosen at the lowest level. Every run, the
-grid's and the bisection's too, is a row of benchmarks/results/methods.csv.
+`run` resumes where it stopped. Data: ../shared/data or the folder E3SPARSE_DATA; 200 training, 50
+validation and 200 test frames. Each method takes the learning rate of its own grid that is best on
+validation with seed 0. The published soft threshold cannot be asked for a sparsity: its λ_τ is
+bisected with seed 0 until the sparsity is near the level (at most as far off as LEVELS says, or as
+near as a few tries came), and its learning rate is chosen at the lowest level. Every run, those of
+the grid and the bisection too, is a row of benchmarks/results/methods.csv.
 """
 
 import json
@@ -17,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,17 +34,81 @@ from e3sparse.training.config import make_config
 from e3sparse.training.run import finetune
 
 HERE = Path(__file__).resolve().parent
-CSV, TABLE = HERE / "results" / "methods.csv", HERE / "results" / "methods.md"
+CSV, MODELS = HERE / "results" / "methods.csv", HERE / "models"
 DATA = Path(os.environ.get("E3SPARSE_DATA", HERE.parents[1] / "shared" / "data"))
 SEEDS = (0, 1, 2)
-LEVELS = {0.85: 0.01, 0.97: 0.005, 0.995: 0.002}  # sparsity, and how near is near
 STEPS, BATCH = 400, 5
-GRIDS = {
-    ("full", ""): (1e-3, 3e-3, 1e-2),
-    ("low_rank", '{"rank": 16}'): (3e-3, 1e-2, 3e-2),
-    **{("budget", json.dumps({"target_sparsity": s})): (4e-2, 8e-2) for s in LEVELS},
-}
+LEVELS = {0.85: 0.01, 0.97: 0.005, 0.995: 0.002}  # sparsity, and how near is near
 SOFT_LRS, SOFT_RANGE, SOFT_TRIES = (1e-2, 4e-2), (0.1, 20.0), 4
+
+
+def settings(**values):
+    """Return the settings of a method as they stand in the CSV."""
+    return json.dumps(values) if values else ""
+
+
+FULL = {("full", ""): (1e-3, 3e-3, 1e-2)}
+LOW_RANK = {("low_rank", settings(rank=16)): (3e-3, 1e-2, 3e-2)}
+MACE_LORA = {("mace_lora", settings(rank=r)): (1e-2, 3e-2, 1e-1) for r in (4, 16)}
+
+
+def budget(levels, rates=(4e-2, 8e-2)):
+    """Return the grid of the budget method."""
+    return {("budget", settings(target_sparsity=s)): rates for s in levels}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is fine-tuned on what, with which methods at which learning rates.
+
+    `test` is a file of its own, or None where the test frames follow the others in `train`.
+    """
+
+    name: str
+    model: str
+    dataset: str
+    about: str
+    train: str = "train.xyz"
+    test: str | None = "test.xyz"
+    levels: dict[float, float] = field(default_factory=lambda: LEVELS)
+    grids: dict[tuple[str, str], tuple[float, ...]] = field(
+        default_factory=lambda: FULL | LOW_RANK | budget(LEVELS)
+    )
+
+    def prepare(self, folder):
+        """Write the three splits; returns their paths."""
+        frames = ase.io.read(DATA / self.dataset / self.train, index=":")
+        if self.test is None:
+            test = frames[250:450]
+        else:
+            test = ase.io.read(DATA / self.dataset / self.test, index=":200")
+        splits = {"train": frames[:200], "valid": frames[200:250], "test": test}
+        for name, split in splits.items():
+            ase.io.write(folder / f"{name}.xyz", split)
+        return {name: folder / f"{name}.xyz" for name in splits}
+
+
+_SMALL_MACE = str((MODELS / "mace_rmd17.model").relative_to(HERE.parent))
+_MACE = {
+    "levels": {s: LEVELS[s] for s in (0.85, 0.97)},
+    "grids": FULL | MACE_LORA | LOW_RANK | budget((0.85, 0.97), (1e-2, 4e-2, 8e-2)),
+}
+TASKS = {
+    task.name: task
+    for task in (
+        Task("7net-ethanol", "7net-0", "rmd17_ethanol", "SevenNet-0 on rMD17 ethanol"),
+        Task(
+            "mace-ethanol", _SMALL_MACE, "rmd17_ethanol",
+            "The small MACE of benchmarks/pretrain_mace.py on rMD17 ethanol, a molecule that it "
+            "has not seen, at its own level of theory (PBE/def2-SVP)", **_MACE,
+        ),
+        Task(
+            "mace-3bpa", _SMALL_MACE, "3bpa",
+            "The small MACE of benchmarks/pretrain_mace.py on 3BPA (300 to 1200 K), a molecule "
+            "that it has not seen, at another level of theory (ωB97X/6-31G(d))", test=None, **_MACE,
+        ),
+    )
+}  # fmt: skip
 
 HEADER = (
     "method", "settings", "lr", "layer-wise sparsity (%)", "updated", "E MAE (meV/atom)",
@@ -52,33 +118,17 @@ HEADER = (
 app = typer.Typer(no_args_is_help=True)
 
 
-def prepare(folder):
-    """Write the three splits; returns their paths."""
-    train = ase.io.read(DATA / "rmd17_ethanol" / "train.xyz", index=":250")
-    test = ase.io.read(DATA / "rmd17_ethanol" / "test.xyz", index=":200")
-    splits = {"train": train[:200], "valid": train[200:], "test": test}
-    for name, frames in splits.items():
-        ase.io.write(folder / f"{name}.xyz", frames)
-    return {name: folder / f"{name}.xyz" for name in splits}
-
-
-def one_run(method, settings, lr, seed):
+def one_run(task, method, chosen, lr, seed):
     """Fine-tune once; returns a row of the CSV."""
     torch.set_num_threads(1)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = make_config(
-            {
-                "model": "7net-0", "method": method, "lr": lr, "seed": seed, "device": "cpu",
-                "method_settings": json.loads(settings or "{}"), "out": folder / "run",
-                "max_steps": STEPS, "batch_size": BATCH, "valid_every": 2, **prepare(folder),
-            }
-        )  # fmt: skip
-        result = finetune(config)
-        sparsity = result.adapter.sparsity() if result.adapter is not None else None
+        splits = task.prepare(folder)
+        run = RUNNERS.get(method, with_e3sparse)
+        errors, sparsity = run(task, method, json.loads(chosen or "{}"), lr, seed, splits, folder)
     row = {
-        "dataset": "rmd17_ethanol", "model": "7net-0", "method": method, "settings": settings,
+        "dataset": task.dataset, "model": task.model, "method": method, "settings": chosen,
         "lr": lr, "seed": seed, "steps": STEPS, "batch_size": BATCH,
         "seconds": round(time.monotonic() - start), "device": "cpu", "commit": commit(),
         "layerwise_sparsity": sparsity.layerwise if sparsity else None,
@@ -86,9 +136,35 @@ def one_run(method, settings, lr, seed):
     }  # fmt: skip
     for split in ("valid", "test"):
         for column in ("energy_mae", "forces_mae"):
-            row[f"{split}_{column}"] = result.table.loc[f"{split} after", column]
-            row[f"zero_shot_{split}_{column}"] = result.table.loc[f"{split} before", column]
+            row[f"{split}_{column}"] = errors.loc[f"{split} after", column]
+            row[f"zero_shot_{split}_{column}"] = errors.loc[f"{split} before", column]
     return row
+
+
+def with_e3sparse(task, method, chosen, lr, seed, splits, folder):
+    """Run `e3sparse finetune`; returns its error table and sparsity."""
+    config = make_config(
+        {
+            "model": task.model, "method": method, "lr": lr, "seed": seed, "device": "cpu",
+            "method_settings": chosen, "out": folder / "run", "max_steps": STEPS,
+            "batch_size": BATCH, "valid_every": 2, **splits,
+        }
+    )  # fmt: skip
+    result = finetune(config)
+    return result.table, result.adapter.sparsity() if result.adapter is not None else None
+
+
+def with_mace_lora(task, method, chosen, lr, seed, splits, folder):
+    """Run MACE's own LoRA; imported here because only MACE's environment has it."""
+    from mace_lora import finetune_with_lora
+
+    return finetune_with_lora(
+        task.model, splits, folder, rank=chosen["rank"], lr=lr, seed=seed, steps=STEPS, batch=BATCH
+    )
+
+
+RUNNERS = {"mace_lora": with_mace_lora}
+"""What runs a method that is not ours."""
 
 
 def commit():
@@ -98,9 +174,10 @@ def commit():
 
 
 class Runs:
-    """The rows so far, and a pool that adds to them."""
+    """The rows so far, and a pool that adds those of a task to them."""
 
-    def __init__(self, jobs):
+    def __init__(self, task, jobs):
+        self.task = task
         self.rows = read_rows().to_dict("records") if CSV.exists() else []
         self.lock = Lock()
         self.pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
@@ -108,7 +185,7 @@ class Runs:
     def get(self, wanted):
         """Return the rows of (method, settings, lr, seed) tuples, running those that lack."""
         todo = [key for key in dict.fromkeys(wanted) if self.find(key) is None]
-        for future in [self.pool.submit(one_run, *key) for key in todo]:
+        for future in [self.pool.submit(one_run, self.task, *key) for key in todo]:
             row = future.result()
             with self.lock:
                 self.rows.append(row)
@@ -116,33 +193,33 @@ class Runs:
                 pd.DataFrame(self.rows).to_csv(CSV, index=False)
         return [self.find(key) for key in wanted]
 
+    def mine(self):
+        """Return the rows of this task."""
+        task = {"dataset": self.task.dataset, "model": self.task.model}
+        return [r for r in self.rows if task.items() <= r.items()]
+
     def find(self, key):
-        names = ("method", "settings", "lr", "seed")
-        wanted = dict(zip(names, key, strict=True))
-        return next((r for r in self.rows if wanted.items() <= r.items()), None)
+        wanted = dict(zip(("method", "settings", "lr", "seed"), key, strict=True))
+        return next((r for r in self.mine() if wanted.items() <= r.items()), None)
 
 
 def read_rows():
     """Return the CSV, each run once; methods without settings have an empty string there."""
     rows = pd.read_csv(CSV).fillna({"settings": ""})
     # Two bisections that wanted the same run at once have both made it.
-    return rows.drop_duplicates(["method", "settings", "lr", "seed"])
+    return rows.drop_duplicates(["dataset", "model", "method", "settings", "lr", "seed"])
 
 
 def soft(weight_decay):
     """Return the settings of the soft threshold for a λ_τ."""
-    return json.dumps({"tau_weight_decay": round(weight_decay, 4)})
+    return settings(tau_weight_decay=round(weight_decay, 4))
 
 
 def calibrate(runs, lr, level, tolerance):
     """Bisect λ_τ, on a logarithmic scale, for a sparsity; returns the nearest row (seed 0)."""
     low, high = SOFT_RANGE
     for _ in range(SOFT_TRIES):
-        known = [
-            r
-            for r in runs.rows
-            if r["method"] == "soft_threshold" and r["seed"] == 0 and r["lr"] == lr
-        ]
+        known = soft_rows(runs, lr)
         for row in known:
             decay = json.loads(row["settings"])["tau_weight_decay"]
             if row["layerwise_sparsity"] < level:
@@ -152,7 +229,13 @@ def calibrate(runs, lr, level, tolerance):
         if any(abs(r["layerwise_sparsity"] - level) < tolerance for r in known):
             break
         runs.get([("soft_threshold", soft((low * high) ** 0.5), lr, 0)])
-    return min(known, key=lambda r: abs(r["layerwise_sparsity"] - level))
+    return min(soft_rows(runs, lr), key=lambda r: abs(r["layerwise_sparsity"] - level))
+
+
+def soft_rows(runs, lr):
+    """Return the runs of the soft threshold with seed 0."""
+    wanted = {"method": "soft_threshold", "seed": 0, "lr": lr}
+    return [r for r in runs.mine() if wanted.items() <= r.items()]
 
 
 def repeat_soft(runs, lr, level, tolerance):
@@ -162,58 +245,72 @@ def repeat_soft(runs, lr, level, tolerance):
 
 
 @app.command()
-def run(jobs: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 1):
-    """Run whatever is missing."""
-    runs = Runs(jobs)
-    grid = runs.get([(m, s, lr, 0) for (m, s), lrs in GRIDS.items() for lr in lrs])
+def run(
+    task: Annotated[str, typer.Argument(help=f"One of {', '.join(TASKS)}.")],
+    jobs: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 1,
+):
+    """Run whatever is missing of a task."""
+    os.chdir(HERE.parent)  # models are named from the project's root
+    runs = Runs(TASKS[task], jobs)
+    grids, levels = runs.task.grids, runs.task.levels
+    grid = runs.get([(m, s, lr, 0) for (m, s), lrs in grids.items() for lr in lrs])
     rates = {}
     for row in sorted(grid, key=lambda r: -r["valid_forces_mae"]):
         rates[row["method"], row["settings"]] = row["lr"]
     runs.get([(m, s, lr, seed) for seed in SEEDS for (m, s), lr in rates.items()])
     with ThreadPoolExecutor() as threads:  # bisections do not wait for each other
-        level, tolerance = next(iter(LEVELS.items()))
+        level, tolerance = next(iter(levels.items()))
         same = (repeat(level), repeat(tolerance))
         tried = threads.map(calibrate, repeat(runs), SOFT_LRS, *same)
         lr = min(tried, key=lambda r: r["valid_forces_mae"])["lr"]
-        list(threads.map(repeat_soft, repeat(runs), repeat(lr), LEVELS, LEVELS.values()))
+        list(threads.map(repeat_soft, repeat(runs), repeat(lr), levels, levels.values()))
 
 
 @app.command()
 def table():
-    """Write the table of means and standard deviations over seeds."""
+    """Write a table of means and standard deviations over seeds for each task that was run."""
     rows = read_rows()
-    lines = [
-        "# Accuracy against sparsity",
+    for task in TASKS.values():
+        mine = rows[(rows["dataset"] == task.dataset) & (rows["model"] == task.model)]
+        if len(mine):
+            path = CSV.with_name(f"methods_{task.name}.md")
+            path.write_text("\n".join(lines(task, mine)) + "\n")
+            print(path.read_text())
+
+
+def lines(task, rows):
+    """Return the lines of a task's table."""
+    written = [
+        f"# Accuracy against sparsity: {task.name}",
         "",
         (__doc__ or "").split("\n\n", 1)[1].strip(),
         "",
-        f"SevenNet-0, {STEPS} steps of batch {BATCH}; test set, mean ± standard deviation over "
+        f"{task.about}; {STEPS} steps of batch {BATCH}; test set, mean ± standard deviation over "
         f"{len(SEEDS)} seeds.",
         "",
         "| " + " | ".join(HEADER) + " |",
         "|" + "---|" * len(HEADER),
     ]
     zero_shot = rows[["zero_shot_test_energy_mae", "zero_shot_test_forces_mae"]].iloc[0]
-    lines.append("| zero-shot | | | | | " + " | ".join(f"{v:.2f}" for v in zero_shot) + " |")
+    written.append("| zero-shot | | | | | " + " | ".join(f"{v:.2f}" for v in zero_shot) + " |")
     complete = rows.groupby(["method", "settings", "lr"]).filter(lambda g: len(g) == len(SEEDS))
     groups = [group for _, group in complete.groupby(["method", "settings", "lr"])]
     for group in sorted(
         groups, key=lambda g: (g["method"].iloc[0], -g["updated"].fillna(0).mean())
     ):
         first = group.iloc[0]
-        whole = first["method"] == "full"
+        counted = group["updated"].notna().all()
         cells = [
             first["method"],
             first["settings"].strip("{}"),
             f"{first['lr']:g}",
-            "" if whole else spread(100 * group["layerwise_sparsity"], 2),
-            "" if whole else f"{group['updated'].mean():,.0f}",
+            spread(100 * group["layerwise_sparsity"], 2) if counted else "",
+            f"{group['updated'].mean():,.0f}" if counted else "",
             spread(group["test_energy_mae"], 2),
             spread(group["test_forces_mae"], 1),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    TABLE.write_text("\n".join(lines) + "\n")
-    print(TABLE.read_text())
+        written.append("| " + " | ".join(cells) + " |")
+    return written
 
 
 def spread(values, digits):
