@@ -1,6 +1,8 @@
 """Structures and labels that the tests of all backends share."""
 
+import ase.io
 import numpy as np
+from ase import Atoms
 from ase.build import bulk, molecule
 
 
@@ -26,3 +28,18 @@ def labelled(count, seed=0, name="CH3OH"):
         atoms.arrays["REF_forces"] = -10.0 * shift
         frames.append(atoms)
     return frames
+
+
+def isolated(**energies):
+    """Isolated atoms as they stand in MACE's files: an energy, no forces, no cell."""
+    return [
+        Atoms(symbol, info={"REF_energy": energy, "config_type": "IsolatedAtom"})
+        for symbol, energy in energies.items()
+    ]
+
+
+def with_isolated(files, folder, **energies):
+    """Write the frames of each file and isolated atoms to files of the same names."""
+    for path in files.values():
+        ase.io.write(folder / path.name, isolated(**energies) + ase.io.read(path, index=":"))
+    return {name: folder / path.name for name, path in files.items()}

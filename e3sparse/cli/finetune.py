@@ -47,7 +47,8 @@ def finetune(
     e0s: Annotated[
         str | None,
         typer.Option(
-            help="Energy references: fit a per-element shift, or keep.  (default fit)",
+            help="Energy references: fit a shift per element, from isolated atoms in train and by "
+            "least squares for elements without one; or keep the model's.  (default fit)",
             rich_help_panel=_DATA,
         ),
     ] = None,

@@ -39,10 +39,13 @@ def evaluate(
     ] = "keep",
     json: Annotated[Path | None, typer.Option(help="Write the figures here too.")] = None,
 ) -> None:
-    """Print the errors of a model on labelled frames, per file and per element."""
+    """Print the errors of a model on labelled frames, per file and per element.
+
+    Isolated atoms, which have no forces, are left out.
+    """
     from e3sparse.files import replacing
     from e3sparse.training.evaluation import error_table, errors, predict
-    from e3sparse.training.frames import LabelKeys, read_frames
+    from e3sparse.training.frames import LabelKeys, read_split
     from e3sparse.training.references import fit_references
 
     if e0s not in ("keep", "fit"):
@@ -54,7 +57,11 @@ def evaluate(
     keys = LabelKeys(**{k: v for k, v in said.items() if v is not None})
     rows = {}
     for path in data:
-        frames = read_frames(path, keys, known=potential.species.numbers, cutoff=potential.cutoff)
+        frames, isolated = read_split(
+            path, keys, known=potential.species.numbers, cutoff=potential.cutoff
+        )
+        if isolated:
+            out.print(f"Isolated atoms in {path}: left out")
         predicted = predict(potential, frames)
         references = fit_references(frames, predicted.energy) if e0s == "fit" else {}
         rows[str(path)] = errors(frames, predicted, references)

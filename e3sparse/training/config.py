@@ -31,8 +31,11 @@ class FinetuneConfig(BaseModel):
     targets, method, method_settings
         As for `e3sparse.patch`; method also `"full"` (full fine-tuning) and `"scratch"`.
     e0s
-        `"fit"`: per-element energy shift by least squares on the training frames, `"keep"`: the
-        base model's references.
+        `"fit"`: one energy shift per element. Of an element that `train` has an isolated atom of
+        (one atom, not periodic; no forces needed), its label less the base model's energy; of the
+        others by least squares on the training frames. `"keep"`: the base model's references.
+        Isolated atoms are neither trained nor tested on, in whichever file they are: without
+        neighbours there is no force to learn, and only those of `train` are references.
     epochs, max_steps
         Length of the training; `max_steps` counts if it is given.
     patience

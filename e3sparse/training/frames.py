@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -16,6 +17,9 @@ from e3sparse.errors import DataError, nearest
 from e3sparse.structures import read_structures
 
 Array = NDArray[np.float64]
+
+_SAME_ENERGY = 1e-3
+"""In eV: what codes and their settings leave between two calculations of one atom."""
 
 
 class LabelKeys(BaseModel):
@@ -53,34 +57,73 @@ class Frame:
     stress: Array | None
 
 
-def read_frames(
-    path: str | Path, keys: LabelKeys, *, known: Sequence[int], cutoff: float
-) -> list[Frame]:
-    """Read and check every frame of a file that ASE can read.
+class Split(NamedTuple):
+    """What a file holds.
+
+    Attributes
+    ----------
+    frames
+        What can be trained or tested on.
+    isolated
+        Frames of a single atom that is not periodic, by atomic number. Their energies are
+        references; their forces are 0 whatever the file says.
+    """
+
+    frames: list[Frame]
+    isolated: dict[int, Frame]
+
+
+def read_split(path: str | Path, keys: LabelKeys, *, known: Sequence[int], cutoff: float) -> Split:
+    """Read and check every frame of a file that ASE can read, and set isolated atoms apart.
 
     Parameters
     ----------
     path
         Extended XYZ, or another format of ASE's.
     keys
-        Names of the labels.
+        Names of the labels. Isolated atoms need that of the energy only.
     known
         Atomic numbers that the model knows.
     cutoff
-        Cutoff of the model in Å: an atom without a neighbour within it is refused.
+        Cutoff of the model in Å: an atom of a larger frame without a neighbour within it is
+        refused.
 
     Raises
     ------
     DataError
-        If the file is empty or unreadable, a label is missing or not finite, an element is
-        unknown, an atom is isolated or a cell is degenerate; the message names the frame.
+        If the file is empty, unreadable or holds isolated atoms only, a label is missing or not
+        finite, an element is unknown, an atom has no neighbour, a cell is degenerate or two
+        isolated atoms of an element differ in energy; the message names the frame.
     """
-    frames = []
+    frames: list[Frame] = []
+    isolated: dict[int, tuple[int, Frame]] = {}
     for number, atoms in enumerate(read_structures(path, known)):
         where = f"Frame {number} of {path}"
-        _check_neighbours(atoms, where, cutoff)
-        frames.append(_labelled(atoms, keys, where))
-    return frames
+        if len(atoms) > 1 or atoms.pbc.any():
+            _check_neighbours(atoms, where, cutoff)
+            frames.append(_labelled(atoms, keys, where))
+            continue
+        atom = Frame(_bare(atoms), _energy(atoms, keys, where), np.zeros((1, 3)), None)
+        first, same = isolated.setdefault(int(atoms.numbers[0]), (number, atom))
+        if abs(same.energy - atom.energy) > _SAME_ENERGY:
+            raise DataError(
+                f"Frames {first} and {number} of {path} are both an isolated {atoms.symbols[0]} "
+                f"atom, but their energies are {same.energy} and {atom.energy} eV. Keep the one "
+                "that is the zero of energy of the other frames."
+            )
+    if not frames:
+        raise DataError(
+            f"{path} holds nothing but isolated atoms, which are energy references: there are no "
+            "forces to learn or to test. Add frames of more than one atom."
+        )
+    return Split(frames, {z: atom for z, (_, atom) in isolated.items()})
+
+
+def read_frames(
+    path: str | Path, keys: LabelKeys, *, known: Sequence[int], cutoff: float
+) -> list[Frame]:
+    """Read the frames of a file without its isolated atoms; see `read_split`."""
+    return read_split(path, keys, known=known, cutoff=cutoff).frames
 
 
 def elements_of(frames: Iterable[Frame]) -> set[int]:
@@ -94,17 +137,13 @@ def _check_neighbours(atoms: Atoms, where: str, cutoff: float) -> None:
     if alone.size:
         raise DataError(
             f"{where}: atom {alone[0]} ({atoms.symbols[alone[0]]}) has no neighbour within the "
-            f"model's cutoff of {cutoff} Å, so its force cannot be learned. Take isolated atoms "
-            "out of the file (--e0s fit needs none)."
+            f"model's cutoff of {cutoff} Å, so its force cannot be learned. Remove the frame; a "
+            'single atom that is meant as an energy reference must not be periodic (pbc="F F F").'
         )
 
 
 def _labelled(atoms: Atoms, keys: LabelKeys, where: str) -> Frame:
-    energy = _label(atoms, keys.energy)
-    if energy is None:
-        raise DataError(_missing(atoms, where, "energy", keys.energy))
-    if np.size(energy) != 1:
-        raise DataError(f"{where}: '{keys.energy}' is not one number.")
+    energy = _energy(atoms, keys, where)
     forces = _label(atoms, keys.forces)
     if forces is None:
         raise DataError(_missing(atoms, where, "forces", keys.forces))
@@ -121,12 +160,30 @@ def _labelled(atoms: Atoms, keys: LabelKeys, where: str) -> Frame:
             if stress.size == 6
             else stress.reshape(3, 3)
         )
-    for name, label in (("energy", energy), ("forces", forces), ("stress", stress)):
-        if label is not None and not np.isfinite(label).all():
-            raise DataError(f"{where}: the {name} are NaN or infinite. Remove the frame.")
-    # Without a calculator, so that no later step can mistake labels for predictions.
-    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    return Frame(bare, float(energy.reshape(())), forces, stress)
+    _check_finite(where, "forces", forces)
+    if stress is not None:
+        _check_finite(where, "stress", stress)
+    return Frame(_bare(atoms), energy, forces, stress)
+
+
+def _energy(atoms: Atoms, keys: LabelKeys, where: str) -> float:
+    energy = _label(atoms, keys.energy)
+    if energy is None:
+        raise DataError(_missing(atoms, where, "energy", keys.energy))
+    if np.size(energy) != 1:
+        raise DataError(f"{where}: '{keys.energy}' is not one number.")
+    _check_finite(where, "energy", energy)
+    return float(energy.reshape(()))
+
+
+def _check_finite(where: str, name: str, label: Array) -> None:
+    if not np.isfinite(label).all():
+        raise DataError(f"{where}: the {name} label is NaN or infinite. Remove the frame.")
+
+
+def _bare(atoms: Atoms) -> Atoms:
+    """Return a copy without a calculator, so that no later step mistakes labels for predictions."""
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
 
 
 def _label(atoms: Atoms, key: str) -> Array | None:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from ase.data import chemical_symbols
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -29,7 +30,7 @@ from e3sparse.training import figures
 from e3sparse.training.config import FinetuneConfig
 from e3sparse.training.data import FrameDataset, Frames, loader
 from e3sparse.training.evaluation import Predictions, error_table, errors, predict
-from e3sparse.training.frames import Frame, elements_of, read_frames
+from e3sparse.training.frames import Frame, elements_of, read_split
 from e3sparse.training.module import FineTuning
 from e3sparse.training.progress import RunProgress
 from e3sparse.training.references import fit_references
@@ -85,14 +86,20 @@ def finetune(
     """
     console = console or Console()
     _check_folder(config.out, overwrite, resume)
-    splits, potential = _load_inputs(config)
+    splits, isolated, potential = _load_inputs(config)
     console.print(
         f"{potential.name}: {sum(p.numel() for p in potential.module.parameters()):,} parameters, "
         + ", ".join(f"{len(frames)} {name}" for name, frames in splits.items())
         + " frames"
     )
     before = {name: predict(potential, frames) for name, frames in splits.items()}
-    references = _references(config, splits["train"], before["train"])
+    references = _references(config, potential, splits["train"], before["train"], isolated["train"])
+    for name, atoms in isolated.items():
+        if atoms:
+            console.print(_fate_of_isolated(config, name, atoms))
+    if isolated["train"] and references:
+        off = errors(splits["train"], before["train"], references)["energy_mae"]
+        console.print(f"With these references the base model is off by {off:.1f} meV/atom on train")
     adapter = _prepare(config, potential, splits["train"])
     if adapter is not None:
         adapter.energy_references.update(references)
@@ -167,7 +174,9 @@ def _check_folder(out: Path, overwrite: bool, resume: bool) -> None:
             )
 
 
-def _load_inputs(config: FinetuneConfig) -> tuple[dict[str, list[Frame]], Potential]:
+def _load_inputs(
+    config: FinetuneConfig,
+) -> tuple[dict[str, list[Frame]], dict[str, dict[int, Frame]], Potential]:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -179,19 +188,22 @@ def _load_inputs(config: FinetuneConfig) -> tuple[dict[str, list[Frame]], Potent
         head=config.head,
     )
 
-    def read(path: Path) -> list[Frame]:
-        return read_frames(
+    isolated: dict[str, dict[int, Frame]] = {}
+
+    def read(name: str, path: Path) -> list[Frame]:
+        frames, isolated[name] = read_split(
             path, config.keys, known=potential.species.numbers, cutoff=potential.cutoff
         )
+        return frames
 
-    splits = {"train": read(config.train)}
+    splits = {"train": read("train", config.train)}
     if config.valid is not None:
-        splits["valid"] = read(config.valid)
+        splits["valid"] = read("valid", config.valid)
     else:
         splits["train"], splits["valid"] = _hold_out(config, splits["train"])
     if config.test is not None:
-        splits["test"] = read(config.test)
-    return splits, potential
+        splits["test"] = read("test", config.test)
+    return splits, isolated, potential
 
 
 def _hold_out(config: FinetuneConfig, frames: list[Frame]) -> tuple[list[Frame], list[Frame]]:
@@ -205,11 +217,20 @@ def _hold_out(config: FinetuneConfig, frames: list[Frame]) -> tuple[list[Frame],
     return [frames[i] for i in order[count:]], [frames[i] for i in order[:count]]
 
 
+def _fits_references(config: FinetuneConfig) -> bool:
+    return config.e0s == "fit" or config.method == "scratch"
+
+
 def _references(
-    config: FinetuneConfig, frames: Sequence[Frame], predicted: Predictions
+    config: FinetuneConfig,
+    potential: Potential,
+    frames: Sequence[Frame],
+    predicted: Predictions,
+    isolated: dict[int, Frame],
 ) -> dict[int, float]:
-    if config.e0s == "fit" or config.method == "scratch":
-        return fit_references(frames, predicted.energy)
+    if _fits_references(config):
+        known = _shifts_of_isolated(config, potential, isolated)
+        return fit_references(frames, predicted.energy, known)
     off = errors(frames, predicted)["energy_mae"]
     if off > 1000.0:
         raise DataError(
@@ -217,6 +238,35 @@ def _references(
             f"{config.train}: the labels have another zero of energy. Use --e0s fit."
         )
     return {}
+
+
+def _shifts_of_isolated(
+    config: FinetuneConfig, potential: Potential, isolated: dict[int, Frame]
+) -> dict[int, float]:
+    if not isolated:
+        return {}
+    predicted = predict(potential, list(isolated.values())).energy
+    shifts = {}
+    for (number, frame), energy in zip(isolated.items(), predicted, strict=True):
+        if not np.isfinite(energy):
+            raise DataError(
+                f"The base model gives an isolated {chemical_symbols[number]} atom an energy of "
+                f"{energy}, so the one in {config.train} cannot be its reference. Remove that "
+                "frame: the shift is then fitted on the others."
+            )
+        shifts[number] = frame.energy - float(energy)
+    return shifts
+
+
+def _fate_of_isolated(config: FinetuneConfig, split: str, isolated: dict[int, Frame]) -> str:
+    if split != "train":
+        fate = "left out"
+    elif _fits_references(config):
+        fate = "their labels set the energy references"
+    else:
+        fate = "not used (--e0s keep)"
+    symbols = ", ".join(chemical_symbols[z] for z in sorted(isolated))
+    return f"Isolated atoms in {getattr(config, split)} ({symbols}): {fate}"
 
 
 def _prepare(config: FinetuneConfig, potential: Potential, train: list[Frame]) -> Adapter | None:

@@ -10,6 +10,7 @@ import torch
 from ase.build import molecule
 from mace.calculators import MACECalculator
 from mace_models import NUMBERS, load
+from sample_frames import isolated, with_isolated
 
 from e3sparse.cli import main
 from e3sparse.symmetry import PotentialSubject
@@ -87,6 +88,31 @@ def test_elements_that_no_frame_contains_are_untouched(finetune, tiny_file, tmp_
     top = "products.0.symmetric_contractions.contractions.0.weights_max"
     old, new = (dict(m.named_parameters())[top] for m in (before, after))
     assert not torch.equal(old[present], new[present])
+
+
+@pytest.mark.parametrize("targets", ["linear", "everything"])
+def test_isolated_atoms_have_the_energy_of_their_label(
+    finetune, tiny_file, data_files, tmp_path, targets
+):
+    # Without edges this model is its E0s, whatever a delta does to it.
+    labels = {"H": -13.7, "N": -54.2, "O": -75.1}
+    files = with_isolated(data_files, tmp_path, **labels)
+    flags = [x for name, path in files.items() for x in (f"--{name}", path)]
+    code, printed, errors = finetune("--targets", targets, *flags)
+    assert code == 0, printed + errors
+    base, merged = (load(path) for path in (tiny_file, tmp_path / "run" / "model.model"))
+    calculator = MACECalculator(
+        str(tmp_path / "run" / "model.model"), device="cpu", default_dtype="float64"
+    )
+    for atom in isolated(**labels):
+        label = atom.info["REF_energy"]
+        assert PotentialSubject(base)(atom).energy != pytest.approx(label, abs=1.0)
+        assert PotentialSubject(merged)(atom).energy == pytest.approx(label, abs=1e-5)
+        atom.calc = calculator
+        assert atom.get_potential_energy() == pytest.approx(label, abs=1e-5)
+    energies = [p.module.atomic_energies_fn.atomic_energies[0] for p in (base, merged)]
+    untouched = [NUMBERS.index(z) for z in (11, 17)]
+    assert torch.equal(energies[0][untouched], energies[1][untouched])
 
 
 def test_full_and_scratch(finetune, tmp_path):

@@ -8,8 +8,7 @@ import ase.io
 import numpy as np
 import pytest
 import yaml
-from ase import Atoms
-from sample_frames import labelled
+from sample_frames import isolated, labelled, with_isolated
 
 
 @pytest.fixture
@@ -68,11 +67,29 @@ def tiny_cell(frames):
     frames[0].cell = [1.0, 1.0, 1.0]
 
 
-def single_atom(frames):
-    atom = Atoms("H", positions=[[0, 0, 0]])
-    atom.info["REF_energy"] = -13.6
+def single_atom_in_a_box(frames):
+    (atom,) = isolated(H=-13.6)
+    atom.set_cell([20.0, 20.0, 20.0])
+    atom.pbc = True
     atom.arrays["REF_forces"] = np.zeros((1, 3))
     frames.append(atom)
+
+
+def two_zeros_of_energy(frames):
+    frames += isolated(O=-2041.5) + isolated(H=-13.6) + isolated(O=-2041.498)
+
+
+def isolated_without_energy(frames):
+    frames += isolated(H=-13.6, O=-2041.5)
+    del frames[5].info["REF_energy"]
+
+
+def isolated_nan(frames):
+    frames += isolated(H=np.nan)
+
+
+def isolated_only(frames):
+    frames[:] = isolated(H=-13.6, O=-2041.5)
 
 
 @pytest.mark.parametrize(
@@ -81,11 +98,17 @@ def single_atom(frames):
         (drop_energy, "Frame 2 of"),
         (drop_energy, "--energy-key"),
         (drop_forces, "no forces label 'REF_forces'"),
-        (nan_forces, "the forces are NaN"),
-        (infinite_energy, "the energy are NaN or infinite"),
+        (nan_forces, "the forces label is NaN"),
+        (infinite_energy, "the energy label is NaN or infinite"),
         (unknown_element, "contains Fe, which the model does not know"),
         (isolated_atom, "has no neighbour within"),
-        (single_atom, "has no neighbour within"),
+        (single_atom_in_a_box, 'must not be periodic (pbc="F F F")'),
+        (two_zeros_of_energy, "Frames 4 and 6 of"),
+        (two_zeros_of_energy, "both an isolated O atom, but their energies are -2041.5 and -2041"),
+        (isolated_without_energy, "has no energy label 'REF_energy'"),
+        (isolated_without_energy, "Frame 5 of"),
+        (isolated_nan, "the energy label is NaN"),
+        (isolated_only, "holds nothing but isolated atoms"),
         (degenerate_cell, "its cell is degenerate"),
         (tiny_cell, "too small"),
     ],
@@ -95,6 +118,32 @@ def test_bad_frames(change, says, finetune, tmp_path):
     assert code == 2
     assert says in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_cannot_evaluate_isolated_atoms(finetune, data_files, tmp_path, monkeypatch):
+    from e3sparse.training import run as module
+
+    def nan_when_alone(potential, frames):
+        found = predict(potential, frames)
+        found.energy[[len(frame.atoms) == 1 for frame in frames]] = np.nan
+        return found
+
+    predict = module.predict
+    monkeypatch.setattr(module, "predict", nan_when_alone)
+    code, _, err = finetune(**with_isolated(data_files, tmp_path, O=-2041.5))
+    assert code == 2
+    assert "gives an isolated O atom an energy of nan" in err
+
+
+def test_evaluate_leaves_isolated_atoms_out(run, tiny_checkpoint, data_files, tmp_path):
+    path = data_files["test"]
+    both = path, with_isolated({"test": path}, tmp_path, H=-13.6)["test"]
+    data = [x for p in both for x in ("--data", p)]
+    code, out, _ = run("evaluate", tiny_checkpoint, *data, "--json", tmp_path / "e.json")
+    assert code == 0
+    assert out.count(": left out") == 1
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found[str(both[0])] == found[str(both[1])]
 
 
 def test_the_keys_that_are_there_are_named(finetune, tmp_path):

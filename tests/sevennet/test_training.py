@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 import torch
 from ase import Atoms
-from sample_frames import labelled
+from sample_frames import isolated, labelled, with_isolated
 from sevenn.calculator import SevenNetCalculator
 from support import load
 
 from e3sparse.adapter_config import read_config as read_adapter_config
 from e3sparse.adapter_file import read_values
 from e3sparse.errors import Interrupted
+from e3sparse.symmetry import PotentialSubject
 from e3sparse.training.config import make_config
 from e3sparse.training.data import FrameDataset, loader
 from e3sparse.training.evaluation import errors, predict
@@ -269,3 +270,51 @@ def test_two_ranks_equal_one(tiny_checkpoint, data_files, tmp_path):
     assert sum(int(v.count_nonzero()) for v in values[0].values()) > 0
     for path in values[0]:
         torch.testing.assert_close(values[0][path], values[1][path], rtol=1e-9, atol=1e-12)
+
+
+def test_isolated_atoms_set_the_references(tiny_checkpoint, data_files, tmp_path, capsys):
+    potential = load(tiny_checkpoint)
+    labels = {"H": -14.0, "N": -50.0, "O": -2041.5}
+    files = with_isolated(data_files, tmp_path, **labels)
+    result = finetune(config(tiny_checkpoint, files, tmp_path / "run"))
+    printed = capsys.readouterr().out.replace("\n", "")
+    assert "train.xyz (H, N, O): their labels set the energy references" in printed
+    assert "test.xyz (H, N, O): left out" in printed
+    saved = read_adapter_config(tmp_path / "run" / "adapter").energy_references
+    for atom in isolated(**labels):
+        energy = PotentialSubject(potential)(atom).energy
+        assert saved[atom.numbers[0]] == pytest.approx(atom.info["REF_energy"] - energy, abs=1e-5)
+    # Carbon has no isolated atom: its shift is what the frames, all CH4O, leave on average.
+    frames = read(data_files["train"], potential)
+    left = np.array([f.energy for f in frames]) - predict(potential, frames).energy
+    assert sum(saved[z] for z in frames[0].atoms.numbers) == pytest.approx(left.mean(), abs=1e-3)
+    merged = load(tmp_path / "run" / "model.pth")
+    shifts = [p.module.state_dict()["rescale_atomic_energy.shift"] for p in (potential, merged)]
+    moved = dict(zip(merged.species.numbers, (shifts[1] - shifts[0]).tolist(), strict=True))
+    assert moved == pytest.approx(dict.fromkeys(moved, 0.0) | saved, rel=1e-5)
+    tested = read(data_files["test"], merged)
+    found = errors(tested, predict(merged, tested))
+    assert found["energy_mae"] == pytest.approx(
+        result.table.loc["test after", "energy_mae"], rel=1e-2
+    )
+
+
+def test_isolated_atoms_are_not_used_where_references_are_kept(
+    tiny_checkpoint, data_files, tmp_path, capsys
+):
+    potential = load(tiny_checkpoint)
+    for name, path in data_files.items():
+        frames = ase.io.read(path, index=":")
+        for atoms in frames:
+            atoms.info["REF_energy"] = PotentialSubject(potential)(atoms).energy
+        ase.io.write(tmp_path / f"{name}.xyz", frames)
+    without = {name: tmp_path / f"{name}.xyz" for name in data_files}
+    (tmp_path / "isolated").mkdir()
+    files = {"without": without, "with": with_isolated(without, tmp_path / "isolated", H=-14.0)}
+    tables = [
+        finetune(config(tiny_checkpoint, splits, tmp_path / out, e0s="keep")).table
+        for out, splits in files.items()
+    ]
+    assert "train.xyz (H): not used (--e0s keep)" in capsys.readouterr().out.replace("\n", "")
+    pd.testing.assert_frame_equal(*tables)
+    assert read_adapter_config(tmp_path / "with" / "adapter").energy_references == {}
