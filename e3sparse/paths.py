@@ -174,11 +174,17 @@ class LayerKind:
 
 
 KINDS: dict[str, LayerKind] = {}
+"""By the qualified name of each class. Several frameworks' layers may be of one name."""
 
 
 def register_kind(kind: LayerKind) -> None:
     """Make a layer kind known. A class that is named twice belongs to the kind named last."""
-    KINDS[kind.name] = kind
+    KINDS.update(dict.fromkeys(kind.classes, kind))
+
+
+def kind_names() -> tuple[str, ...]:
+    """Return the names of all layer kinds, each once."""
+    return tuple(dict.fromkeys(kind.name for kind in KINDS.values()))
 
 
 def qualified_name(cls: type) -> str:
@@ -188,11 +194,10 @@ def qualified_name(cls: type) -> str:
 
 def kind_of(module: nn.Module) -> LayerKind | None:
     """Return the kind of a layer: that of the first class in its MRO that has one."""
-    by_class = {name: kind for kind in KINDS.values() for name in kind.classes}
     if isinstance(module, torch.jit.ScriptModule):
-        return by_class.get(_SCRIPT_PREFIX.sub("", module._c._type().qualified_name()))
+        return KINDS.get(_SCRIPT_PREFIX.sub("", module._c._type().qualified_name()))
     for cls in type(module).__mro__:
-        if kind := by_class.get(qualified_name(cls)):
+        if kind := KINDS.get(qualified_name(cls)):
             return kind
     return None
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from e3sparse.errors import TargetError, nearest
 from e3sparse.merging import base_parameter
-from e3sparse.paths import KINDS, Layout, PassedOver, Species, kind_of
+from e3sparse.paths import Layout, PassedOver, Species, kind_names, kind_of
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 """A layer kind, `"everything"`, a glob or regex on module paths, a list, or a callable."""
@@ -134,7 +134,7 @@ def _patchable_layout(module: nn.Module, layout: Callable[[nn.Module], Layout]) 
 
 
 def _matches(pattern: str, path: str, layout: Layout) -> bool:
-    if pattern in EVERYTHING or pattern in KINDS:
+    if pattern in EVERYTHING or pattern in kind_names():
         return pattern in EVERYTHING or pattern == layout.kind
     parents = [path[: m.start()] for m in re.finditer(r"\.", path)]
     if pattern in (path, *parents) or fnmatchcase(path, pattern):

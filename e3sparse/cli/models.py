@@ -20,7 +20,7 @@ from e3sparse.cli.options import (
 )
 from e3sparse.cli.tables import out, print_errors
 from e3sparse.errors import ConfigError, TargetError
-from e3sparse.paths import KINDS
+from e3sparse.paths import kind_names
 
 
 def evaluate(
@@ -113,7 +113,7 @@ def inspect(
         f"{len(potential.species.numbers)} elements"
     )
     overview = Table("targets", "layers", "entries", "share of parameters")
-    for name in (*KINDS, *dict.fromkeys(("all", *potential.aliases, "everything"))):
+    for name in (*kind_names(), *dict.fromkeys(("all", *potential.aliases, "everything"))):
         try:
             chosen = select(potential.module, potential.resolve(name), potential.species)
         except TargetError:

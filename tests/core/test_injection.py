@@ -189,7 +189,7 @@ def contracter_kind():
     name = f"{Contracter.__module__}.{Contracter.__qualname__}"
     register_kind(LayerKind("contracter", (name,), layout))
     yield
-    del KINDS["contracter"]
+    del KINDS[name]
 
 
 @pytest.mark.parametrize("method", METHODS)

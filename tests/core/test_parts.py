@@ -47,7 +47,7 @@ def layout(layer):
 def kind():
     register_kind(LayerKind("polynomial", (f"{__name__}.Polynomial",), layout))
     yield
-    del KINDS["polynomial"]
+    del KINDS[f"{__name__}.Polynomial"]
 
 
 def model(dtype=torch.float64):

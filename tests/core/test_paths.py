@@ -199,14 +199,15 @@ def test_kinds_are_found_by_qualified_name(cls, kind):
 def test_a_class_that_is_named_twice_belongs_to_the_kind_named_last():
     block = Block("4x0e", None, "3x0e", (4, 3), 0, 1.0)
     layout = Layout("dense", "weight", "4x0e", None, "3x0e", (3, 4), (block,))
-    register_kind(LayerKind("dense", ("torch.nn.modules.linear.Linear",), lambda _: layout))
+    name = "torch.nn.modules.linear.Linear"
+    register_kind(LayerKind("dense", (name,), lambda _: layout))
     assert kind_of(nn.Linear(4, 3)).name == "dense"
     try:
-        other = LayerKind("other", ("torch.nn.modules.linear.Linear",), lambda _: layout)
+        other = LayerKind("other", (name,), lambda _: layout)
         register_kind(other)
         assert kind_of(nn.Linear(4, 3)) is other
     finally:
-        del KINDS["dense"], KINDS["other"]
+        del KINDS[name]
     assert kind_of(nn.Linear(4, 3)) is None
 
 
