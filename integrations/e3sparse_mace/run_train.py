@@ -7,6 +7,7 @@ of another. These names are rebound while it runs: what MACE calls is ours.
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from glob import escape
 from json import loads
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str]) -> None:
     if "-h" in rest or "--help" in rest:
         _parser().print_help()
     args = tools.build_default_arg_parser().parse_args(rest)
+    if args.foundation_model is None:
+        raise ConfigError("Give --foundation_model: a delta is of a model that is trained already.")
     for flag, reason in _REFUSED.items():
         if getattr(args, flag, None):
             raise ConfigError(f"--{flag} cannot be combined with a sparse delta: {reason}.")
@@ -90,6 +93,9 @@ class SparseTraining:
         self.ours, self.args = ours, args
         self.adapter: Adapter | None = None
         self.total_steps = 0
+        self.two_stages = False
+        self.rank = 0
+        self.merges = 0
         self.called: set[str] = set()
         self._originals: dict[str, Any] = {}
 
@@ -125,6 +131,8 @@ class SparseTraining:
     def check_was_used(self) -> None:
         """Raise if MACE went past one of our functions, so that something else was trained."""
         expected = {*SEAM, "train"} if not getattr(self.args, "dry_run", False) else set()
+        if self.rank > 0:
+            expected.discard("merge_lora_weights")  # the first rank alone saves
         if unused := expected - self.called:
             raise ConfigError(
                 f"MACE did not call {', '.join(sorted(unused))}: this version trains in another "
@@ -161,7 +169,14 @@ class SparseTraining:
         """Return the parameters of the delta, with MACE's settings of the optimizer."""
         assert self.adapter is not None
         options: dict[str, Any] = self._originals["get_params_options"](args, model)
-        return options | {"params": self.adapter.param_groups(args.lr)}
+        groups = self.adapter.param_groups(args.lr)
+        if args.optimizer == "adam" and any(group["weight_decay"] for group in groups):
+            raise ConfigError(
+                f"Method '{self.adapter.method.name}' needs a weight decay that is decoupled from "
+                "the gradient, which --optimizer=adam, MACE's default, has not: add "
+                "--optimizer=adamw or --optimizer=schedulefree."
+            )
+        return options | {"params": groups}
 
     def get_optimizer(self, args: Namespace, options: dict[str, Any]) -> torch.optim.Optimizer:
         """Return MACE's optimizer; each of its steps is one of the method's schedule."""
@@ -179,23 +194,59 @@ class SparseTraining:
         self.adapter.step(min(1.0, steps / self.total_steps))
 
     def train(self, train: Callable[..., Any], options: dict[str, Any]) -> Any:
-        """Train as MACE does, to the last epoch: the delta is sparse at the end only."""
-        epochs = options["max_num_epochs"]
-        self.total_steps = max(1, epochs * len(options["train_loader"]))
+        """Train as MACE does, to the last epoch: the delta is sparse at the end only.
+
+        Stage Two (`--swa`) leaves a model of its own beside that of stage one, so the schedule
+        ends with stage one, and both are sparse.
+        """
+        self._refuse_earlier_run(options["checkpoint_handler"].io)
+        epochs, swa = options["max_num_epochs"], options.get("swa")
+        # torch averages over copies by the order of buffers, so the copy must have the same.
+        present = _elements(options["model"], options["train_loader"])
+        for model in (options["model"], *([swa.model.module] if swa else [])):
+            for adapter in e3sparse.adapters(model).values():
+                adapter.freeze_absent_species(present)
+        self.rank = options.get("rank", 0)
+        stage_one = epochs if swa is None else min(swa.start, epochs)
+        self.two_stages = stage_one < epochs
+        # Only epochs that are evaluated leave a checkpoint.
+        last = stage_one - 1 - (stage_one - 1) % options["eval_interval"]
+        self.total_steps = max(1, (last + 1) * len(options["train_loader"]))
         return train(**options | {"patience": epochs + 1})
+
+    def _refuse_earlier_run(self, checkpoints: Any) -> None:
+        # MACE loads the checkpoint of the highest epoch at the end, whichever run wrote it.
+        earlier = list(Path(checkpoints.directory).glob(f"{escape(checkpoints.tag)}_epoch-*.pt"))
+        if earlier and not self.args.restart_latest:
+            raise ConfigError(
+                f"{checkpoints.directory} holds {len(earlier)} checkpoints of an earlier run of "
+                "this --name and --seed, which MACE could take for this one's: give another "
+                "--name, remove them, or go on with that run by --restart_latest."
+            )
 
     def merge_lora_weights(self, model: nn.Module, inplace: bool = True) -> nn.Module:
         """Save the adapter and its base, and merge it in what MACE is about to save.
 
         MACE rebuilds a foundation model for the elements, heads and energies of the data: what
         the adapter belongs to is not the file that was named but that model, `<name>_base.model`.
+        Beside `<name>.model` it is `<name>_adapter`, and beside the model of stage two
+        `<name>_stagetwo_adapter`.
         """
         (adapter,) = e3sparse.adapters(model).values()
+        self.merges += 1
+        stage = "_stagetwo" if self.two_stages and self.merges == 2 else ""
         folder = Path(self.args.model_dir)
         base = folder / f"{self.args.name}_base.model"
-        adapter.save_pretrained(folder / f"{self.args.name}_adapter", base_model=str(base))
+        adapter.save_pretrained(folder / f"{self.args.name}{stage}_adapter", base_model=str(base))
         adapter.restore()
         with replacing(base) as temporary:
             torch.save(model, temporary)
         adapter.attach()
         return adapter.merge()
+
+
+def _elements(model: Any, loader: Any) -> set[int]:
+    """Return the atomic numbers that occur in the frames of a loader of MACE's."""
+    frames = loader.dataset
+    kinds = {int(k) for i in range(len(frames)) for k in frames[i].node_attrs.argmax(dim=1)}
+    return {int(model.atomic_numbers[k]) for k in kinds}
