@@ -161,6 +161,11 @@ class Adapter:
         self.method.refresh(list(self.deltas().values()), self._record.progress)
 
     @property
+    def progress(self) -> float:
+        """Share of the training that the schedule has seen, from 0 to 1."""
+        return self._record.progress
+
+    @property
     def settled(self) -> bool:
         """Whether the schedule has reached its final sparsity."""
         return self.method.settled(self._record.progress)

@@ -11,6 +11,7 @@ from e3sparse_mace import MACEBackend
 from e3sparse_mace.architectures import random_model
 from mace.calculators import LAMMPS_MACE, MACECalculator
 from mace_models import NUMBERS, SHARED, TARGETS, load, tiny
+from potentials import evaluate, random_deltas, relative, tolerance
 from sample_frames import structures
 
 import e3sparse
@@ -18,34 +19,6 @@ from e3sparse.backends import load_potential
 from e3sparse.errors import ConfigError, PatchError, TargetError
 from e3sparse.symmetry import PotentialSubject
 from e3sparse.targets import select
-
-
-def evaluate(potential):
-    """Return energies, forces and stresses of a few structures as one array."""
-    found = PotentialSubject(potential).evaluate(structures())
-    parts = [[np.array([f.energy]), f.forces.ravel()] for f in found]
-    stresses = [f.stress.ravel() for f in found if f.stress is not None]
-    return np.concatenate([x for pair in parts for x in pair] + stresses)
-
-
-def random_deltas(potential, targets, seed=1, **options):
-    """Patch with a dense ΔW of a fifth of the spread of the weights."""
-    adapter = potential.patch(targets, "dense", **options)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(0.2 * drawn)
-    return adapter
-
-
-def relative(a, b):
-    return np.abs(a - b).max() / np.abs(b).max()
-
-
-def tolerance(potential):
-    return 1e-12 if potential.dtype == torch.float64 else 1e-5
-
 
 # Counts --------------------------------------------------------------------------------------
 

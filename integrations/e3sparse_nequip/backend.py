@@ -1,0 +1,230 @@
+"""NequIP and Allegro: load a package or a checkpoint, evaluate, write a package."""
+
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from ase import Atoms
+from ase.data import atomic_numbers, chemical_symbols
+from nequip.data import AtomicDataDict, from_ase
+from nequip.integrations.utils import basic_transforms
+from nequip.model.saved_models import load_saved_model
+from nequip.nn import graph_model
+from nequip.utils.dtype import torch_default_dtype
+from nequip.utils.global_dtype import _GLOBAL_DTYPE
+from torch import Tensor, nn
+
+from e3sparse.backends import Backend, Potential, Prediction
+from e3sparse.coupling import recompute_wigner_3j
+from e3sparse.errors import ConfigError, PatchError
+from e3sparse.injection import SUBMODULE
+from e3sparse.paths import Species, kind_of, qualified_name
+from e3sparse_nequip.options import nequip_state
+from e3sparse_nequip.package import SUFFIX, write_package
+
+_ONLINE = "nequip.net:"
+_TYPE_EMBEDDINGS = {
+    "nequip.nn.embedding.node.NodeTypeEmbed": ("embed_module",),
+    "allegro.nn._edgeembed.ProductTypeEmbedding": ("center_embed", "neighbor_embed"),
+}
+
+
+class NequIPBatch(dict[str, Tensor]):
+    """An `AtomicDataDict` that can be moved to a device."""
+
+    def to(self, device: torch.device | str) -> "NequIPBatch":
+        return NequIPBatch({key: value.to(device) for key, value in self.items()})
+
+
+class NequIPPotential(Potential):
+    """A NequIP or Allegro model.
+
+    Parameters
+    ----------
+    name
+        What it was loaded by.
+    module
+        A `nequip.nn.GraphModel`, of this NequIP or of the one in a package.
+    dtype
+        None for the precision that it was built with.
+    """
+
+    suffix = SUFFIX
+
+    def __init__(
+        self, name: str, module: Any, *, device: str = "cpu", dtype: torch.dtype | None = None
+    ) -> None:
+        self.name = name
+        self.module = module
+        if dtype is not None and dtype != module.model_dtype:
+            _convert(module, dtype)
+        self.module.to(device=device)
+        recompute_wigner_3j(self.module)
+        metadata = module.metadata
+        self.cutoff = float(metadata[graph_model.R_MAX_KEY])
+        self.types: list[str] = metadata[graph_model.TYPE_NAMES_KEY].split(" ")
+        self.framework = {"nequip": version("nequip")}
+        # Types that are no chemical symbols belong to no element that a file could name.
+        self.species = Species(
+            tuple(atomic_numbers.get(name, 0) for name in self.types), dict(_species_axes(module))
+        )
+        self.fold_into = dict(_radial_networks(module))
+        self._transforms = basic_transforms(
+            metadata, self.cutoff, self.types, {name: name for name in self.types}
+        )
+        self._example: Atoms | None = None
+
+    def graph(self, atoms: Atoms) -> NequIPBatch:
+        if self._example is None and len(atoms) > 3:
+            self._example = atoms.copy()
+        bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        with torch_default_dtype(_GLOBAL_DTYPE):
+            # A cell of no volume stands for none: molecules and crystals go into one batch.
+            data = from_ase(bare)
+            for transform in self._transforms:
+                data = transform(data)
+        return NequIPBatch(data)
+
+    def _boxed_example(self) -> NequIPBatch | None:
+        """Return a graph with a cell, which the stress of a traced model needs."""
+        if self._example is None:
+            return None
+        atoms = self._example.copy()
+        if not atoms.pbc.any():
+            atoms.center(vacuum=10.0)
+        return self.graph(atoms)
+
+    def collate(self, graphs: Sequence[NequIPBatch]) -> NequIPBatch:
+        return NequIPBatch(AtomicDataDict.batched_from_list(list(graphs)))
+
+    def forward(self, batch: NequIPBatch) -> Prediction:
+        positions = batch[AtomicDataDict.POSITIONS_KEY].detach().clone().requires_grad_(True)
+        out = self.module({**batch, AtomicDataDict.POSITIONS_KEY: positions})
+        return Prediction(
+            energy=out[AtomicDataDict.TOTAL_ENERGY_KEY].reshape(-1),
+            forces=out[AtomicDataDict.FORCE_KEY].to(self.dtype),
+            stress=torch.nan_to_num(out[AtomicDataDict.STRESS_KEY]).to(self.dtype),
+            geometry=(positions, batch[AtomicDataDict.BATCH_KEY]),
+        )
+
+    def save(self, path: Path) -> None:
+        if any(f".{SUBMODULE}." in f".{name}" for name, _ in self.module.named_modules()):
+            raise PatchError(
+                "A package of a patched model would only load where e3sparse is installed: merge "
+                "the adapter first."
+            )
+        write_package(path, self.name, self.module, self._boxed_example())
+
+    def shift_energies(self, shifts: Mapping[int, float]) -> None:
+        if not shifts:
+            return
+        scale_shift = _scale_shift(self.module, self.name)
+        if not scale_shift.has_shifts:
+            raise ConfigError(
+                f"{self.name} has no per-type energy shifts, so energy references cannot be folded "
+                "into it: use --e0s keep."
+            )
+        stored = scale_shift.shifts
+        if stored.numel() == 1:
+            raise ConfigError(
+                f"{self.name} has one energy shift for all elements, so per-element energy "
+                "references cannot be folded into it: use --e0s keep."
+            )
+        with torch.no_grad():
+            for number, shift in shifts.items():
+                stored[self.types.index(chemical_symbols[number])] += shift
+
+    def reinitialize(self, seed: int) -> None:
+        raise ConfigError(
+            "A NequIP model is trained from scratch by nequip-train, which knows its architecture."
+        )
+
+
+class NequIPBackend(Backend):
+    """Models of the `nequip` package and of its extensions."""
+
+    name: ClassVar[str] = "nequip"
+
+    def model_names(self) -> Sequence[str]:
+        return ()
+
+    def recognises(self, path: Path) -> bool:
+        if path.name.endswith(SUFFIX):
+            return True
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            # Only looked at as bytes: nothing is unpickled to find out what a file is.
+            return any(b"num_datasets" in archive.read(name) for name in pickles)
+
+    def load(
+        self, model: str, *, device: str, dtype: torch.dtype | None, head: str | None
+    ) -> NequIPPotential:
+        if head is not None:
+            raise ConfigError(f"{model} has one level of theory only: leave --head out.")
+        if not model.startswith(_ONLINE) and not Path(model).is_file():
+            raise ConfigError(
+                f"'{model}' is neither a file nor a name of the form {_ONLINE}group/model:version."
+            )
+        try:
+            with nequip_state():
+                module = load_saved_model(model)
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.PickleError) as error:
+            if model.startswith(_ONLINE):
+                raise ConfigError(
+                    f"'{model}' is not in NequIP's cache and could not be downloaded ({error}): "
+                    "download it where there is a network and give its path."
+                ) from error
+            raise ConfigError(f"'{model}' cannot be loaded as a NequIP model ({error}).") from error
+        return NequIPPotential(model, module, device=device, dtype=dtype)
+
+
+def _radial_networks(module: nn.Module) -> Iterator[tuple[str, str]]:
+    for path, block in module.named_modules():
+        if qualified_name(type(block)) == "nequip.nn.interaction_block.InteractionBlock":
+            layers = [
+                f"{path}.edge_mlp.{name}"
+                for name, layer in block.get_submodule("edge_mlp").named_modules()
+                if kind_of(layer) is not None
+            ]
+            yield f"{path}.tp_scatter.tp", layers[-1]
+
+
+def _species_axes(module: nn.Module) -> Iterator[tuple[str, int]]:
+    for path, block in module.named_modules():
+        for name in _TYPE_EMBEDDINGS.get(qualified_name(type(block)), ()):
+            yield f"{path}.{name}", 0
+
+
+def _scale_shift(module: nn.Module, name: str) -> Any:
+    found = [
+        layer
+        for layer in module.modules()
+        if qualified_name(type(layer)) == "nequip.nn.atomwise.PerTypeScaleShift"
+    ]
+    if len(found) != 1:
+        raise ConfigError(
+            f"{name} has {len(found)} layers of per-type energy shifts, and energy references can "
+            "be folded into one: use --e0s keep."
+        )
+    return found[0]
+
+
+def _convert(module: Any, dtype: torch.dtype) -> None:
+    """Change the precision, with the attributes in which NequIP's modules keep theirs."""
+    built = module.model_dtype
+    if torch.finfo(dtype).bits < torch.finfo(built).bits:
+        raise ConfigError(
+            f"The model was built in {built}, and NequIP keeps some tensors in float64 whatever "
+            f"the model's precision is: it cannot be used in {dtype}. Leave --dtype out."
+        )
+    for layer in module.modules():
+        for key, value in vars(layer).items():
+            if value is built:
+                setattr(layer, key, dtype)
+    module.to(dtype)
