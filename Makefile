@@ -12,7 +12,7 @@ DEMO := --model 7net-0 --train $(SAMPLE)/train.xyz --valid $(SAMPLE)/valid.xyz \
 
 .PHONY: demo test test-slow test-nightly mutants lint clean
 
-# e3nn 0.6 with SevenNet; and MACE, which pins e3nn 0.4.4.
+# e3nn 0.6 with SevenNet; MACE, which pins e3nn 0.4.4; and NequIP with Allegro.
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) $(TORCH)
@@ -23,6 +23,12 @@ DEMO := --model 7net-0 --train $(SAMPLE)/train.xyz --valid $(SAMPLE)/valid.xyz \
 	$(PYTHON) -m venv .venv-mace
 	.venv-mace/bin/python $(PIP) $(TORCH)
 	.venv-mace/bin/python $(PIP) -e '.[mace,test]' cuequivariance-torch
+	touch $@
+
+.venv-nequip/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-nequip
+	.venv-nequip/bin/python $(PIP) $(TORCH)
+	.venv-nequip/bin/python $(PIP) -e '.[nequip,test]' nequip-allegro
 	touch $@
 
 # Nine atoms do not feed two threads.
@@ -38,11 +44,13 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-test: lint .venv-mace/ready
+test: lint .venv-mace/ready .venv-nequip/ready
 	$(PYTEST) .venv-mace/bin/python -m pytest -n 2 -m '$(QUICK)' tests/core tests/symmetry tests/mace_torch
+	$(PYTEST) .venv-nequip/bin/python -m pytest -n 2 -m '$(QUICK)' tests/nequip_torch
 	$(PYTEST) .venv/bin/python -m pytest -n 2 -m '$(QUICK)'
 
-test-slow: .venv/ready
+test-slow: .venv/ready .venv-nequip/ready
+	$(PYTEST) .venv-nequip/bin/python -m pytest -n 2 -m slow tests/nequip_torch
 	$(PYTEST) .venv/bin/python -m pytest -n 2 -m slow
 
 # 1,000 elements of O(3) a case: about 40 minutes.
@@ -55,4 +63,4 @@ mutants: .venv/ready
 	OMP_NUM_THREADS=1 .venv/bin/python tests/mutants.py
 
 clean:
-	rm -rf .venv .venv-mace runs
+	rm -rf .venv .venv-mace .venv-nequip runs

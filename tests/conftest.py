@@ -24,10 +24,14 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", f"ignore:{warning}")
 
 
-# No environment holds all frameworks: SevenNet's has no MACE, and the other way round.
+# No environment holds all frameworks.
 collect_ignore = [
     folder
-    for folder, package in {"sevennet": "sevenn", "mace_torch": "mace"}.items()
+    for folder, package in {
+        "sevennet": "sevenn",
+        "mace_torch": "mace",
+        "nequip_torch": "nequip",
+    }.items()
     if find_spec(package) is None
 ]
 

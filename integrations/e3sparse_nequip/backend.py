@@ -202,11 +202,7 @@ def _species_axes(module: nn.Module) -> Iterator[tuple[str, int]]:
 
 
 def _scale_shift(module: nn.Module, name: str) -> Any:
-    found = [
-        layer
-        for layer in module.modules()
-        if qualified_name(type(layer)) == "nequip.nn.atomwise.PerTypeScaleShift"
-    ]
+    found = [layer for layer in module.modules() if _is_scale_shift(layer)]
     if len(found) != 1:
         raise ConfigError(
             f"{name} has {len(found)} layers of per-type energy shifts, and energy references can "
@@ -218,13 +214,39 @@ def _scale_shift(module: nn.Module, name: str) -> Any:
 def _convert(module: Any, dtype: torch.dtype) -> None:
     """Change the precision, with the attributes in which NequIP's modules keep theirs."""
     built = module.model_dtype
-    if torch.finfo(dtype).bits < torch.finfo(built).bits:
-        raise ConfigError(
-            f"The model was built in {built}, and NequIP keeps some tensors in float64 whatever "
-            f"the model's precision is: it cannot be used in {dtype}. Leave --dtype out."
-        )
+    # Energies are scaled, shifted and summed in float64 whatever the model's precision is.
+    energies = [layer for layer in module.modules() if _is_scale_shift(layer)]
+    kept = [(layer, dict(layer._parameters), dict(layer._buffers)) for layer in energies]
     for layer in module.modules():
+        if layer in energies:
+            layer._parameters, layer._buffers = {}, {}
+            continue
         for key, value in vars(layer).items():
             if value is built:
                 setattr(layer, key, dtype)
     module.to(dtype)
+    for layer, parameters, buffers in kept:
+        layer._parameters, layer._buffers = parameters, buffers
+    for layer in module.modules():
+        if qualified_name(type(layer)) == "allegro.nn._strided._contract.Contracter":
+            _recompute_contraction(layer)
+
+
+def _is_scale_shift(layer: nn.Module) -> bool:
+    return qualified_name(type(layer)) == "nequip.nn.atomwise.PerTypeScaleShift"
+
+
+@torch.no_grad()
+def _recompute_contraction(layer: Any) -> None:
+    """Fill Allegro's Clebsch-Gordan coefficients with all the digits of their new precision."""
+    with torch_default_dtype(layer.w3j.dtype), torch.random.fork_rng(devices=[]):
+        exact = type(layer)(
+            irreps_in1=layer.irreps_in1,
+            irreps_in2=layer.irreps_in2,
+            irreps_out=layer.irreps_out,
+            mul=layer.mul,
+            instructions=layer.instructions,
+            path_channel_coupling=layer.path_channel_coupling,
+            irrep_normalization=layer.irrep_normalization,
+        )
+    layer.w3j.copy_(exact.w3j)

@@ -1,0 +1,60 @@
+"""Small NequIP and Allegro models and the commands that make, train and package them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import e3sparse_nequip
+from e3sparse_nequip.backend import NequIPPotential
+from e3sparse_nequip.options import nequip_state
+from nequip.model import NequIPGNNModel
+
+HERE = Path(__file__).parent
+CONFIGS = Path(e3sparse_nequip.__file__).parent / "configs"
+TYPES = ("H", "C", "O", "Na", "Cl")
+SHIFTS = {name: -float(k + 1) for k, name in enumerate(TYPES)}
+NEQUIP = {
+    "_target_": "nequip.model.NequIPGNNModel", "seed": 0, "model_dtype": "float64", "r_max": 4.0,
+    "type_names": list(TYPES), "num_layers": 2, "l_max": 2, "parity": True, "num_features": 4,
+    "radial_mlp_depth": 1, "radial_mlp_width": 8, "avg_num_neighbors": 4.0,
+    "per_type_energy_shifts": SHIFTS, "per_type_energy_scales": 2.0,
+}  # fmt: skip
+ALLEGRO = {
+    "_target_": "allegro.model.AllegroModel", "seed": 0, "model_dtype": "float64", "r_max": 4.0,
+    "type_names": list(TYPES), "l_max": 2, "parity": True, "num_layers": 2,
+    "num_scalar_features": 8, "num_tensor_features": 4, "avg_num_neighbors": 4.0,
+    "per_type_energy_shifts": SHIFTS, "per_type_energy_scales": 2.0,
+    "allegro_mlp_hidden_layers_depth": 1,
+    "allegro_mlp_hidden_layers_width": 8, "readout_mlp_hidden_layers_depth": 1,
+    "readout_mlp_hidden_layers_width": 8, "tp_path_channel_coupling": True,
+    "radial_chemical_embed": {
+        "_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": 4,
+        "bessel_trainable": False, "polynomial_cutoff_p": 6,
+    },
+    "scalar_embed_mlp_hidden_layers_depth": 1,
+    "scalar_embed_mlp_hidden_layers_width": 8,
+}  # fmt: skip
+MODELS = {"nequip": NEQUIP, "allegro": ALLEGRO}
+
+
+def built(framework="nequip", **changes):
+    """Return a potential of random weights, made in this process."""
+    from allegro.model import AllegroModel
+
+    config = {k: v for k, v in {**MODELS[framework], **changes}.items() if k != "_target_"}
+    with nequip_state():
+        module = {"nequip": NequIPGNNModel, "allegro": AllegroModel}[framework](**config)
+    return NequIPPotential(f"a small {framework}", module)
+
+
+def shell(*command, cwd, check=True, **environment):
+    """Run a command of NequIP's in a process of its own; returns what it said."""
+    command = [str(Path(sys.executable).parent / command[0]), *map(str, command[1:])]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(
+        command, cwd=cwd, env=variables, capture_output=True, text=True, check=False
+    )
+    said = done.stdout + done.stderr
+    assert not check or done.returncode == 0, said
+    return said
