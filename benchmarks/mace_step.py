@@ -15,14 +15,20 @@ from typing import Annotated
 
 import mace  # noqa: F401 -- before e3nn
 import numpy as np
-import pandas as pd
 import torch
 import typer
 from ase.build import molecule
 from e3sparse_mace.architectures import random_model
 from e3sparse_mace.backend import MACEPotential
 from mace.modules.lora import inject_LoRAs
-from overhead import Stepper, in_turns, markdown, measure_memory, memory_elsewhere
+from overhead import (
+    Stepper,
+    cost_table,
+    in_turns,
+    markdown,
+    measure_memory,
+    memory_elsewhere,
+)
 
 from e3sparse.training.frames import Frame
 
@@ -88,33 +94,17 @@ def main(
         return
     steppers = {c: make_stepper(c, architecture, batch, device, precision) for c in CASES}
     seconds = in_turns(steppers, rounds, device)
-    base = next(iter(CASES))
-    ratio = seconds.div(seconds[base], axis=0)
     options = [architecture, "--frames", str(frames), "--device", device]
     options += ["--dtype", dtype, "--threads", str(threads)]
     memory = {case: memory_elsewhere(__file__, case, options) for case in CASES}
-    rows = []
-    for case in CASES:
-        low, middle, high = ratio[case].quantile([0.25, 0.5, 0.75])
-        stepper = steppers[case]
-        adapter = stepper.adapter
-        trained = stepper.module.trained_parameters() if adapter is None else adapter.parameters()
-        rows.append(
-            {
-                "trained": case,
-                "trainable": f"{sum(p.numel() for p in trained):,}",
-                "step (s)": f"{seconds[case].median():.3f}",
-                "time / full": f"{middle:.2f} ({low:.2f}–{high:.2f})",
-                "memory / full": f"{memory[case] / memory[base]:.2f}",
-            }
-        )
+    table = cost_table("trained", steppers, seconds, memory)
     name = torch.cuda.get_device_name() if device != "cpu" else platform.processor() or "CPU"
-    parameters = sum(p.numel() for p in steppers[base].potential.module.parameters())
+    parameters = sum(p.numel() for p in steppers["full (MACE)"].potential.module.parameters())
     text = (
         f"`python {' '.join([Path(sys.argv[0]).as_posix(), *sys.argv[1:]])}`: {architecture} "
         f"({parameters:,} parameters, random weights), {frames} molecules, {rounds} rounds, "
         f"{dtype}, {device} ({name}, {threads} threads), torch {torch.__version__}; median and "
-        "quartiles of the ratio in each round.\n\n" + markdown(pd.DataFrame(rows))
+        "quartiles of the ratio in each round.\n\n" + markdown(table)
     )
     print(text)
     if write:

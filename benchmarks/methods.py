@@ -47,9 +47,9 @@ def settings(**values):
     return json.dumps(values) if values else ""
 
 
-FULL = {("full", ""): (1e-3, 3e-3, 1e-2)}
-LOW_RANK = {("low_rank", settings(rank=16)): (3e-3, 1e-2, 3e-2)}
-MACE_LORA = {("mace_lora", settings(rank=r)): (1e-2, 3e-2, 1e-1) for r in (4, 16)}
+FULL = ("full", "")
+LOW_RANK = ("low_rank", settings(rank=16))
+MACE_LORA = [("mace_lora", settings(rank=r)) for r in (4, 16)]
 
 
 def budget(levels, rates=(4e-2, 8e-2)):
@@ -72,7 +72,11 @@ class Task:
     test: str | None = "test.xyz"
     levels: dict[float, float] = field(default_factory=lambda: LEVELS)
     grids: dict[tuple[str, str], tuple[float, ...]] = field(
-        default_factory=lambda: FULL | LOW_RANK | budget(LEVELS)
+        default_factory=lambda: {
+            FULL: (1e-3, 3e-3, 1e-2),
+            LOW_RANK: (3e-3, 1e-2, 3e-2),
+            **budget(LEVELS),
+        }
     )
 
     def prepare(self, folder):
@@ -91,7 +95,20 @@ class Task:
 _SMALL_MACE = str((MODELS / "mace_rmd17.model").relative_to(HERE.parent))
 _MACE = {
     "levels": {s: LEVELS[s] for s in (0.85, 0.97)},
-    "grids": FULL | MACE_LORA | LOW_RANK | budget((0.85, 0.97), (1e-2, 4e-2, 8e-2)),
+    "grids": {
+        FULL: (3e-3, 1e-2, 3e-2),
+        LOW_RANK: (1e-2, 3e-2, 1e-1),
+        **dict.fromkeys(MACE_LORA, (3e-2, 1e-1, 3e-1)),
+        **budget((0.85, 0.97), (4e-2, 8e-2, 1.6e-1)),
+    },
+}
+_NEQUIP = {
+    "levels": {s: LEVELS[s] for s in (0.85, 0.97)},
+    "grids": {
+        FULL: (3e-3, 1e-2, 3e-2),
+        LOW_RANK: (1e-2, 3e-2, 1e-1),
+        **budget((0.85, 0.97), (4e-2, 8e-2, 1.6e-1)),
+    },
 }
 TASKS = {
     task.name: task
@@ -106,6 +123,11 @@ TASKS = {
             "mace-3bpa", _SMALL_MACE, "3bpa",
             "The small MACE of benchmarks/pretrain_mace.py on 3BPA (300 to 1200 K), a molecule "
             "that it has not seen, at another level of theory (ωB97X/6-31G(d))", test=None, **_MACE,
+        ),
+        Task(
+            "nequip-ethanol", str((MODELS / "nequip_rmd17.nequip.zip").relative_to(HERE.parent)),
+            "rmd17_ethanol", "The small NequIP of benchmarks/pretrain_nequip.py on rMD17 ethanol, "
+            "a molecule that it has not seen", **_NEQUIP,
         ),
     )
 }  # fmt: skip
@@ -189,8 +211,9 @@ class Runs:
             row = future.result()
             with self.lock:
                 self.rows.append(row)
-                CSV.parent.mkdir(exist_ok=True)
-                pd.DataFrame(self.rows).to_csv(CSV, index=False)
+                # One line at a time, so that tasks can run side by side.
+                header = not CSV.exists()
+                pd.DataFrame([row]).to_csv(CSV, mode="a", header=header, index=False)
         return [self.find(key) for key in wanted]
 
     def mine(self):

@@ -143,6 +143,27 @@ def in_turns(steppers, rounds, device):
     )
 
 
+def cost_table(heading, steppers, seconds, memory):
+    """Return a row for each stepper: its step, and ratios to the first one."""
+    base = next(iter(steppers))
+    ratio = seconds.div(seconds[base], axis=0)
+    rows = []
+    for case, stepper in steppers.items():
+        low, middle, high = ratio[case].quantile([0.25, 0.5, 0.75])
+        adapter = stepper.adapter
+        trained = stepper.module.trained_parameters() if adapter is None else adapter.parameters()
+        rows.append(
+            {
+                heading: case,
+                "trainable": f"{sum(p.numel() for p in trained):,}",
+                "step (s)": f"{seconds[case].median():.3f}",
+                "time / full": f"{middle:.2f} ({low:.2f}–{high:.2f})",
+                "memory / full": f"{memory[case] / memory[base]:.2f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def markdown(table):
     """Return a table of strings as Markdown."""
     lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]

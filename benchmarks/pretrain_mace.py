@@ -5,8 +5,9 @@
 Data: six rMD17 molecules (PBE/def2-SVP, CC0), 900 training and 50 validation frames of each, from
 ../shared/data or the folder E3SPARSE_DATA. Ethanol is not among them: it is a molecule that the
 model has not seen. Energies of the isolated atoms: the BOTNet data's, of the same level of theory.
-Writes benchmarks/models/mace_rmd17.model, the log of the training and the errors on 100 test frames
-of each molecule. About an hour on one core; run again, it goes on from the last checkpoint.
+Writes benchmarks/models/mace_rmd17.model and the log of its training, which ends with the errors
+on 100 test frames of each molecule. About an hour on one core; run again, it goes on from the last
+checkpoint.
 """
 
 import os
@@ -68,6 +69,7 @@ def main() -> None:
     switches = ["--amsgrad", "--ema", "--restart_latest", "--save_cpu"]
     run_train.run(build_default_arg_parser().parse_args([*listed, *switches]))
     shutil.copyfile(WORK / f"{NAME}.model", MODELS / f"{NAME}.model")
+    shutil.copyfile(WORK / "logs" / f"{NAME}_run-0.log", MODELS / f"{NAME}.log")
 
 
 if __name__ == "__main__":

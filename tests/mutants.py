@@ -85,15 +85,15 @@ MUTANTS = (
     Mutant(
         "drop the sign of the soft threshold",
         f"{CORE}/deltas/soft_threshold.py",
-        "return torch.sign(v) * torch.relu(v.abs() - threshold)",
-        "return torch.relu(v.abs() - threshold)",
+        ".relu_().copysign_(v)",
+        ".relu_()",
         "tests/core/test_soft_threshold.py",
     ),
     Mutant(
         "turn the gradient of τ round",
         f"{CORE}/deltas/soft_threshold.py",
-        "return kept, -(kept",
-        "return kept, (kept",
+        "sign.abs(), -torch.dot",
+        "sign.abs(), torch.dot",
         "tests/core/test_soft_threshold.py",
     ),
     Mutant(

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from e3sparse.errors import PatchError
 from e3sparse.paths import Layout
@@ -101,6 +102,15 @@ class Method(BaseModel, ABC):
     def calibrate(self, deltas: Sequence[Delta], losses: Iterable[Tensor]) -> None:
         """Use one pass of losses over the data, computed with the deltas in place."""
         raise PatchError(f"Method '{self.name}' has nothing to calibrate.")
+
+
+def being_traced() -> bool:
+    """Whether operations are being recorded, to be differentiated afterwards.
+
+    `make_fx`, with which NequIP compiles its training, records the forward pass alone: a gradient
+    of an `autograd.Function` is lost then, and so is a `detach`.
+    """
+    return torch.compiler.is_compiling() or get_proxy_mode() is not None
 
 
 def largest(scores: Sequence[Tensor], count: int) -> list[Tensor]:

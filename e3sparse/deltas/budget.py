@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from e3sparse.deltas.base import Delta, Method, ParamGroup, largest
+from e3sparse.deltas.base import Delta, Method, ParamGroup, being_traced, largest
 from e3sparse.paths import Layout
 
 
@@ -29,6 +29,20 @@ class _StraightThrough(torch.autograd.Function):
         return grad, None
 
 
+@torch.library.custom_op("e3sparse::straight_through", mutates_args=())
+def _straight_through(v: Tensor, keep: Tensor) -> Tensor:
+    """Do the same as an operator that keeps its gradient in a trace of the forward pass."""
+    return v * keep
+
+
+@_straight_through.register_fake
+def _(v: Tensor, keep: Tensor) -> Tensor:
+    return torch.empty_like(v)
+
+
+_straight_through.register_autograd(_StraightThrough.backward)
+
+
 class BudgetDelta(Delta):
     """ΔW = v where the entry is kept and exactly 0 elsewhere; v starts at 0."""
 
@@ -40,7 +54,8 @@ class BudgetDelta(Delta):
         self.register_buffer("keep", torch.ones_like(v, dtype=torch.bool))
 
     def values(self) -> Tensor:
-        values: Tensor = _StraightThrough.apply(self.v, self.keep)
+        product = _straight_through if being_traced() else _StraightThrough.apply
+        values: Tensor = product(self.v, self.keep)
         return values
 
 

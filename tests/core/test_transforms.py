@@ -75,6 +75,32 @@ def test_make_fx(method):
     assert not torch.allclose(forces(network())[1], forces(model)[1])
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recorded_forward_pass_has_the_gradients_of_the_model(method):
+    model = network().radial
+    adapter = e3sparse.patch(model, "mlp", method)
+    randomize(adapter)
+    if method == "budget":  # with pruned entries, which have a gradient all the same
+        adapter.step(1.0)
+        randomize(adapter)
+        assert adapter.sparsity().layerwise > 0.9
+    x = torch.randn(5, 4, dtype=torch.float64)
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+
+    def call(state, x):
+        return functional_call(model, state, (x,))
+
+    recorded = make_fx(call)({k: v.detach() for k, v in state.items()}, x)
+    again = torch.compile(recorded, backend="aot_eager")
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(model(x).square().sum(), trainable)
+    for run in (recorded, again):
+        gradients = torch.autograd.grad(run(state, x).square().sum(), trainable)
+        for gradient, reference in zip(gradients, expected, strict=True):
+            assert gradient.any()
+            torch.testing.assert_close(gradient, reference, rtol=1e-10, atol=1e-10)
+
+
 def test_functional_call_exchanges_weights_and_deltas():
     model, other = network(), network()
     random_adapter(model)

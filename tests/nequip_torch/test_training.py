@@ -258,7 +258,7 @@ def test_a_compiled_package(framework, train, tmp_path):
         ("training_module.sparse.method=bugdet", "Did you mean 'budget'"),
         ("training_module.sparse.targets=liner", "Did you mean 'linear'"),
         (
-            "training_module.sparse={method: fixed_mask, score: fisher}",
+            "training_module.sparse.method=fixed_mask +training_module.sparse.score=fisher",
             "calibrated on the data cannot be made by nequip-train",
         ),
         ("~training_module.optimizer.lr", "optimizer needs 'lr'"),
@@ -280,7 +280,7 @@ def test_a_compiled_package(framework, train, tmp_path):
     ],
 )
 def test_what_cannot_be_trained(override, sentence, train):
-    folder = train("from_package", "run", *re.split(r"(?<=]) ", override), check=False)
+    folder = train("from_package", "run", *override.replace(" +", "\n+").split("\n"), check=False)
     said = (folder / "said.txt").read_text()
     assert re.search(sentence, said.replace("\n", " ")), said[-2000:]
     assert not list(folder.glob("*.ckpt"))
