@@ -97,6 +97,13 @@ MUTANTS = (
         "tests/core/test_soft_threshold.py",
     ),
     Mutant(
+        "forget that a forward pass is being recorded",
+        f"{CORE}/deltas/base.py",
+        "return torch.compiler.is_compiling() or get_proxy_mode() is not None",
+        "return False",
+        "tests/core/test_transforms.py",
+    ),
+    Mutant(
         "let copies share what the class knows",
         f"{CORE}/injection.py",
         "    module.__class__ = patched._e3sparse_base",
