@@ -317,7 +317,11 @@ def lines(task, rows):
     zero_shot = rows[["zero_shot_test_energy_mae", "zero_shot_test_forces_mae"]].iloc[0]
     written.append("| zero-shot | | | | | " + " | ".join(f"{v:.2f}" for v in zero_shot) + " |")
     complete = rows.groupby(["method", "settings", "lr"]).filter(lambda g: len(g) == len(SEEDS))
-    groups = [group for _, group in complete.groupby(["method", "settings", "lr"])]
+    # A grid that was extended may have left more than one rate with all seeds.
+    groups = [
+        min((group for _, group in same.groupby("lr")), key=lambda g: g["valid_forces_mae"].mean())
+        for _, same in complete.groupby(["method", "settings"])
+    ]
     for group in sorted(
         groups, key=lambda g: (g["method"].iloc[0], -g["updated"].fillna(0).mean())
     ):

@@ -2,8 +2,8 @@
 
     python benchmarks/readme.py
 
-A table stands between `<!-- table: FILE -->` and `<!-- end -->`; what is between them is replaced by
-the table of benchmarks/results/FILE.
+A table stands between `<!-- table: FILE -->` and `<!-- end -->`; what is between them is replaced
+by the table of benchmarks/results/FILE.
 """
 
 import re
