@@ -159,6 +159,10 @@ class Backend(ABC):
     def model_names(self) -> Sequence[str]:
         """Return the names of pretrained models that `load` understands, besides paths."""
 
+    def knows(self, name: str) -> bool:
+        """Whether `load` understands a name that is no path."""
+        return name.lower() in self.model_names()
+
     @abstractmethod
     def recognises(self, path: Path) -> bool:
         """Whether an existing file looks like a model of this framework."""
@@ -236,7 +240,7 @@ def load_potential(
             continue
         names += found.model_names()
         path = Path(model)
-        if model.lower() in found.model_names() or (path.is_file() and found.recognises(path)):
+        if found.knows(model) or (path.is_file() and found.recognises(path)):
             return found.load(model, device=device, dtype=dtype, head=head)
     if Path(model).is_file():
         raise ConfigError(

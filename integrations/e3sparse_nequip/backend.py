@@ -152,6 +152,9 @@ class NequIPBackend(Backend):
     def model_names(self) -> Sequence[str]:
         return ()
 
+    def knows(self, name: str) -> bool:
+        return name.startswith(_ONLINE)
+
     def recognises(self, path: Path) -> bool:
         if path.name.endswith(SUFFIX):
             return True
@@ -167,7 +170,7 @@ class NequIPBackend(Backend):
     ) -> NequIPPotential:
         if head is not None:
             raise ConfigError(f"{model} has one level of theory only: leave --head out.")
-        if not model.startswith(_ONLINE) and not Path(model).is_file():
+        if not self.knows(model) and not Path(model).is_file():
             raise ConfigError(
                 f"'{model}' is neither a file nor a name of the form {_ONLINE}group/model:version."
             )
@@ -175,7 +178,7 @@ class NequIPBackend(Backend):
             with nequip_state():
                 module = load_saved_model(model)
         except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.PickleError) as error:
-            if model.startswith(_ONLINE):
+            if self.knows(model):
                 raise ConfigError(
                     f"'{model}' is not in NequIP's cache and could not be downloaded ({error}): "
                     "download it where there is a network and give its path."

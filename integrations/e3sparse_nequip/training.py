@@ -8,18 +8,19 @@ models, is merged.
 from typing import Any
 
 import torch
+from ase.data import atomic_numbers
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from nequip.train import (
     EMALightningModule,
     NequIPLightningModule,
     ScheduleFreeLightningModule,
 )
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import nn
 
 from e3sparse.adapter import Adapter
 from e3sparse.deltas import make_method
-from e3sparse.errors import ConfigError
+from e3sparse.errors import ConfigError, nearest
 from e3sparse.patching import adapters
 from e3sparse_nequip.backend import NequIPPotential
 
@@ -37,6 +38,9 @@ class SparseSettings(BaseModel):
     targets, method, seed
         As for `e3sparse.patch`. Everything else is a setting of the method, where null means that
         it is left out.
+    elements
+        Chemical symbols of the training data: what the model holds per type (its embeddings) stays
+        at the base model's for every other element.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -44,6 +48,17 @@ class SparseSettings(BaseModel):
     targets: str | list[str] = "linear"
     method: str = "budget"
     seed: int = 0
+    elements: list[str] | None = None
+
+    @field_validator("elements")
+    @classmethod
+    def _known_elements(cls, elements: list[str] | None) -> list[str] | None:
+        for symbol in elements or ():
+            if symbol not in atomic_numbers:
+                raise ValueError(
+                    f"'{symbol}' is no chemical symbol.{nearest(symbol, atomic_numbers)}"
+                )
+        return elements
 
     @property
     def method_settings(self) -> dict[str, Any]:
@@ -81,6 +96,8 @@ class SparseMixin(NequIPLightningModule):
                 seed=self._sparse.seed,
                 **self._sparse.method_settings,
             )
+            if self._sparse.elements is not None:
+                adapter.freeze_absent_species(atomic_numbers[s] for s in self._sparse.elements)
             if adapter.method.calibrated:
                 raise ConfigError(
                     "A mask that is calibrated on the data cannot be made by nequip-train: use "

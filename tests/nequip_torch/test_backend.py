@@ -239,4 +239,4 @@ def test_what_cannot_be_loaded(tmp_path, monkeypatch, base_of):
 
     monkeypatch.setattr("requests.Session.get", no_network)
     with pytest.raises(ConfigError, match=r"not in NequIP's cache and could not be downloaded"):
-        load_potential("nequip.net:mir-group/NequIP-OAM-L:0.1", backend="nequip")
+        load_potential("nequip.net:mir-group/NequIP-OAM-L:0.1")

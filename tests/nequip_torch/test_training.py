@@ -122,6 +122,22 @@ def test_allegro(targets, train, base_of, tmp_path):
     assert relative(evaluated(package), evaluated(base_of("allegro")[1])) > 1e-6
 
 
+@pytest.mark.parametrize("framework", ["nequip", "allegro"])
+def test_types_that_are_not_in_the_data_stay_as_they_are(framework, train, base_of, tmp_path):
+    options = ("training_module.sparse.targets=all",)
+    folder = train("soft_threshold_low", "run", *options, framework=framework)
+    package = tmp_path / "tuned.nequip.zip"
+    shell("nequip-package", "build", folder / "best.ckpt", package, cwd=tmp_path)
+    before, after = (
+        load_potential(str(file)).module.state_dict() for file in (base_of(framework)[1], package)
+    )
+    embeddings = [key for key in before if re.search(r"(embed_module|_embed)\.weight$", key)]
+    assert embeddings
+    for key in embeddings:
+        assert torch.equal(before[key][3:], after[key][3:])  # Na, Cl
+        assert not torch.equal(before[key][:3], after[key][:3])
+
+
 def test_energies_of_another_level_of_theory_by_a_modifier(train, base_of, tmp_path):
     package = base_of("nequip")[1]
     model = (
@@ -255,6 +271,7 @@ def test_a_compiled_package(framework, train, tmp_path):
     ("override", "sentence"),
     [
         ("+training_module.sparse.target_sparsty=0.9", "Did you mean 'target_sparsity'"),
+        ("training_module.sparse.elements=[H,Cc]", "'Cc' is no chemical symbol"),
         ("training_module.sparse.method=bugdet", "Did you mean 'budget'"),
         ("training_module.sparse.targets=liner", "Did you mean 'linear'"),
         (
