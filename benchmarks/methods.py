@@ -100,6 +100,10 @@ _MACE = {
         LOW_RANK: (1e-2, 3e-2, 1e-1),
         **dict.fromkeys(MACE_LORA, (3e-2, 1e-1, 3e-1)),
         **budget((0.85, 0.97), (4e-2, 8e-2, 1.6e-1)),
+        **{
+            ("budget", settings(targets=t, target_sparsity=0.85)): (4e-2, 8e-2)
+            for t in ("last", "all")
+        },
     },
 }
 _NEQUIP = {
@@ -165,11 +169,12 @@ def one_run(task, method, chosen, lr, seed):
 
 def with_e3sparse(task, method, chosen, lr, seed, splits, folder):
     """Run `e3sparse finetune`; returns its error table and sparsity."""
+    targets = chosen.pop("targets", "linear")
     config = make_config(
         {
             "model": task.model, "method": method, "lr": lr, "seed": seed, "device": "cpu",
-            "method_settings": chosen, "out": folder / "run", "max_steps": STEPS,
-            "batch_size": BATCH, "valid_every": 2, **splits,
+            "targets": targets, "method_settings": chosen, "out": folder / "run",
+            "max_steps": STEPS, "batch_size": BATCH, "valid_every": 2, **splits,
         }
     )  # fmt: skip
     result = finetune(config)
