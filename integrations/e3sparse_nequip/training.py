@@ -177,6 +177,26 @@ class SparseMixin(NequIPLightningModule):
         for adapter in self.adapters().values():
             adapter.refresh()
 
+    def on_validation_start(self) -> None:
+        """Validate what a package of the weights that are in place now would hold."""
+        super().on_validation_start()
+        self._refresh()
+
+    def on_validation_end(self) -> None:
+        """Go on with the weights that are trained."""
+        super().on_validation_end()
+        self._refresh()
+
+    def on_test_start(self) -> None:
+        """Test what a package would hold."""
+        super().on_test_start()
+        self._refresh()
+
+    def on_test_end(self) -> None:
+        """Leave the deltas as they were."""
+        super().on_test_end()
+        self._refresh()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note how far the schedule is: a package is made where there is no trainer."""
         super().on_save_checkpoint(checkpoint)
@@ -238,22 +258,6 @@ class SparseLightningModule(SparseMixin, NequIPLightningModule):
 
 class SparseEMALightningModule(SparseMixin, EMALightningModule):
     """`nequip.train.EMALightningModule` for a sparse delta."""
-
-    def on_validation_start(self) -> None:
-        super().on_validation_start()
-        self._refresh()
-
-    def on_validation_end(self) -> None:
-        super().on_validation_end()
-        self._refresh()
-
-    def on_test_start(self) -> None:
-        super().on_test_start()
-        self._refresh()
-
-    def on_test_end(self) -> None:
-        super().on_test_end()
-        self._refresh()
 
 
 class SparseScheduleFreeLightningModule(SparseMixin, ScheduleFreeLightningModule):

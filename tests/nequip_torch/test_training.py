@@ -65,6 +65,22 @@ def evaluated(file):
     return evaluate(load_potential(str(file), backend="nequip"))
 
 
+MODULES = [
+    ("from_package", "SparseScheduleFreeLightningModule"),
+    ("from_checkpoint", "SparseEMALightningModule"),
+    ("from_checkpoint", "SparseLightningModule"),
+    ("soft_threshold_low", "SparseScheduleFreeLightningModule"),
+]
+
+
+def options_of(config, module):
+    """Return the overrides that make a config use a training module."""
+    options = [f"training_module._target_=e3sparse_nequip.{module}"]
+    if module == "SparseLightningModule":
+        options.append("~training_module.ema_decay")
+    return options if "soft" in config else [*options, HALF]
+
+
 # Every config --------------------------------------------------------------------------------
 
 
@@ -108,6 +124,19 @@ def test_the_best_model_is_a_sparse_one(train):
     entries = json.loads((folder / "adapter" / "adapter_config.json").read_text())["layers"]
     total = sum(np.prod(layer["shape"]) for layer in entries.values())
     assert updated.iloc[-1] == round(0.1 * total)
+
+
+@pytest.mark.parametrize(("config", "module"), MODULES)
+def test_what_is_validated_is_what_is_packaged(config, module, train, data_files):
+    # The choice of kept entries is older than the last step of an epoch of three.
+    folder = train(config, "run", *options_of(config, module), "epochs=5")
+    tuned = load_potential(str(folder / "last.ckpt"), backend="nequip")
+    frames = ase.io.read(data_files["valid"], index=":")
+    found = PotentialSubject(tuned).evaluate(frames)
+    off = [f.forces - atoms.arrays["REF_forces"] for f, atoms in zip(found, frames, strict=True)]
+    rows = metrics(folder)
+    last = rows[rows["epoch"] == 4].iloc[0]
+    assert np.abs(off).mean() == pytest.approx(last["val0_epoch/forces_mae"], rel=1e-9)
 
 
 @pytest.mark.parametrize("targets", ["all", "mlp", "tp"])
@@ -177,22 +206,6 @@ def stopping(tmp_path):
     config["trainer"]["callbacks"].append(stop)
     (copied / "base.yaml").write_text(yaml.safe_dump(config))
     return copied
-
-
-MODULES = [
-    ("from_package", "SparseScheduleFreeLightningModule"),
-    ("from_checkpoint", "SparseEMALightningModule"),
-    ("from_checkpoint", "SparseLightningModule"),
-    ("soft_threshold_low", "SparseScheduleFreeLightningModule"),
-]
-
-
-def options_of(config, module):
-    """Return the overrides that make a config use a training module."""
-    options = [f"training_module._target_=e3sparse_nequip.{module}"]
-    if module == "SparseLightningModule":
-        options.append("~training_module.ema_decay")
-    return options if "soft" in config else [*options, HALF]
 
 
 @pytest.mark.parametrize(("config", "module"), MODULES)
