@@ -4,6 +4,7 @@ A backend is a class with the interface of `Backend`, registered by its distribu
 entry-point group `e3sparse.backends`. Everything else in e3sparse works through `Potential`.
 """
 
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -184,6 +185,15 @@ class Backend(ABC):
         head
             Head, modality or level of theory of a model that has several.
         """
+
+
+def pickle_mentions(path: Path, word: bytes) -> bool:
+    """Whether a file that torch saved holds a word; nothing is unpickled to find out."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        return any(word in archive.read(name) for name in pickles)
 
 
 def installed() -> dict[str, EntryPoint]:

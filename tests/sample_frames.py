@@ -30,6 +30,15 @@ def labelled(count, seed=0, name="CH3OH"):
     return frames
 
 
+def splits(folder, counts=(12, 4, 4)):
+    """Write a train, a valid and a test file of labelled frames; returns their paths."""
+    paths = {}
+    for seed, (split, count) in enumerate(zip(("train", "valid", "test"), counts, strict=True)):
+        paths[split] = folder / f"{split}.xyz"
+        ase.io.write(paths[split], labelled(count, seed))
+    return paths
+
+
 def isolated(**energies):
     """Isolated atoms as they stand in MACE's files: an energy, no forces, no cell."""
     return [

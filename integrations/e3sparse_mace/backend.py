@@ -6,7 +6,6 @@ import mace  # noqa: I001
 
 import io
 import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import version
@@ -30,7 +29,7 @@ from mace.tools.torch_geometric.batch import Batch
 from mace.tools.torch_tools import default_dtype
 from torch import Tensor, nn
 
-from e3sparse.backends import Backend, Potential, Prediction
+from e3sparse.backends import Backend, Potential, Prediction, pickle_mentions
 from e3sparse.errors import ConfigError, PatchError, nearest
 from e3sparse.files import replacing
 from e3sparse.injection import SUBMODULE
@@ -180,12 +179,7 @@ class MACEBackend(Backend):
         return (*_OFF, *_MP)
 
     def recognises(self, path: Path) -> bool:
-        if not zipfile.is_zipfile(path):
-            return False
-        with zipfile.ZipFile(path) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            # Only looked at as bytes: nothing is unpickled to find out what a file is.
-            return any(b"mace.modules" in archive.read(name) for name in pickles)
+        return pickle_mentions(path, b"mace.modules")
 
     def load(
         self, model: str, *, device: str, dtype: torch.dtype | None, head: str | None

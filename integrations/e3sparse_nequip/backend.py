@@ -1,7 +1,6 @@
 """NequIP and Allegro: load a package or a checkpoint, evaluate, write a package."""
 
 import pickle
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,7 @@ from nequip.utils.dtype import torch_default_dtype
 from nequip.utils.global_dtype import _GLOBAL_DTYPE
 from torch import Tensor, nn
 
-from e3sparse.backends import Backend, Potential, Prediction
+from e3sparse.backends import Backend, Potential, Prediction, pickle_mentions
 from e3sparse.coupling import recompute_wigner_3j
 from e3sparse.errors import ConfigError, PatchError
 from e3sparse.injection import SUBMODULE
@@ -156,14 +155,7 @@ class NequIPBackend(Backend):
         return name.startswith(_ONLINE)
 
     def recognises(self, path: Path) -> bool:
-        if path.name.endswith(SUFFIX):
-            return True
-        if not zipfile.is_zipfile(path):
-            return False
-        with zipfile.ZipFile(path) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            # Only looked at as bytes: nothing is unpickled to find out what a file is.
-            return any(b"num_datasets" in archive.read(name) for name in pickles)
+        return path.name.endswith(SUFFIX) or pickle_mentions(path, b"num_datasets")
 
     def load(
         self, model: str, *, device: str, dtype: torch.dtype | None, head: str | None

@@ -3,6 +3,8 @@
 from itertools import accumulate, product
 from typing import Any
 
+from torch import Tensor
+
 from e3sparse.paths import Block, LayerKind, Layout, PassedOver, register_kind
 
 
@@ -11,17 +13,7 @@ def _scalar_linear(layer: Any) -> Layout:
     weight = layer._parameters.get("weight")
     if weight is None:
         raise PassedOver("its 'weight' is not a parameter of its own")
-    rows, columns = weight.shape
-    block = Block(f"{rows}x0e", None, f"{columns}x0e", (rows, columns), 0, float(layer.alpha))
-    return Layout(
-        kind="mlp",
-        parameter="weight",
-        irreps_in=block.irreps_in,
-        irreps_in2=None,
-        irreps_out=block.irreps_out,
-        shape=(rows, columns),
-        blocks=(block,),
-    )
+    return _matrix("mlp", weight, float(layer.alpha))
 
 
 def _deep_linear(layer: Any) -> Layout:
@@ -74,17 +66,14 @@ def _contracter(layer: Any) -> Layout:
 
 def _embedding(layer: Any) -> Layout:
     # One row for each atom type.
-    rows, columns = layer._parameters["weight"].shape
-    block = Block(f"{rows}x0e", None, f"{columns}x0e", (rows, columns), 0, 1.0)
-    return Layout(
-        kind="embedding",
-        parameter="weight",
-        irreps_in=block.irreps_in,
-        irreps_in2=None,
-        irreps_out=block.irreps_out,
-        shape=(rows, columns),
-        blocks=(block,),
-    )
+    return _matrix("embedding", layer._parameters["weight"], 1.0)
+
+
+def _matrix(kind: str, weight: Tensor, path_weight: float) -> Layout:
+    rows, columns = weight.shape
+    scalars_in, scalars_out = f"{rows}x0e", f"{columns}x0e"
+    block = Block(scalars_in, None, scalars_out, (rows, columns), 0, path_weight)
+    return Layout(kind, "weight", scalars_in, None, scalars_out, (rows, columns), (block,))
 
 
 def _instructions(layer: Any) -> list[tuple[int, int, int]]:

@@ -4,7 +4,6 @@ import copy
 import pickle
 import uuid
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +24,7 @@ from sevenn.train.dataload import unlabeled_atoms_to_graph
 from torch import Tensor
 from torch_geometric.loader.dataloader import Collater
 
-from e3sparse.backends import Backend, Potential, Prediction
+from e3sparse.backends import Backend, Potential, Prediction, pickle_mentions
 from e3sparse.coupling import recompute_wigner_3j
 from e3sparse.errors import ConfigError, PatchError, nearest
 from e3sparse.files import replacing
@@ -172,12 +171,7 @@ class SevenNetBackend(Backend):
         return (*_NAMES, *_DOWNLOADS)
 
     def recognises(self, path: Path) -> bool:
-        if not zipfile.is_zipfile(path):
-            return False
-        with zipfile.ZipFile(path) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            # Only looked at as bytes: nothing is unpickled to find out what a file is.
-            return any(b"model_state_dict" in archive.read(name) for name in pickles)
+        return pickle_mentions(path, b"model_state_dict")
 
     def load(
         self, model: str, *, device: str, dtype: torch.dtype | None, head: str | None

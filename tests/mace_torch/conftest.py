@@ -1,10 +1,9 @@
 """A small MACE file and labelled frames, made on the spot."""
 
-import ase.io
 import pytest
 import torch
 from mace_models import load, tiny
-from sample_frames import labelled
+from sample_frames import splits
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +23,4 @@ def potential(request, tiny_file):
 @pytest.fixture(scope="session")
 def data_files(tmp_path_factory):
     """Paths of a train, a valid and a test file."""
-    folder = tmp_path_factory.mktemp("data")
-    paths = {}
-    for seed, (split, count) in enumerate({"train": 12, "valid": 4, "test": 4}.items()):
-        paths[split] = folder / f"{split}.xyz"
-        ase.io.write(paths[split], labelled(count, seed))
-    return paths
+    return splits(tmp_path_factory.mktemp("data"))

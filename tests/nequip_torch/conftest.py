@@ -1,12 +1,11 @@
 """Small models trained and packaged by NequIP's own commands, once a session."""
 
-import ase.io
 import pytest
 import torch
 import yaml
 from nequip.utils import global_state
 from nequip_models import HERE, MODELS, shell
-from sample_frames import labelled
+from sample_frames import splits
 
 
 @pytest.fixture(autouse=True)
@@ -21,12 +20,7 @@ def _global_state():
 @pytest.fixture(scope="session")
 def data_files(tmp_path_factory):
     """Paths of a train and a valid file."""
-    folder = tmp_path_factory.mktemp("data")
-    paths = {}
-    for seed, (split, count) in enumerate({"train": 12, "valid": 4, "test": 4}.items()):
-        paths[split] = folder / f"{split}.xyz"
-        ase.io.write(paths[split], labelled(count, seed))
-    return paths
+    return splits(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")

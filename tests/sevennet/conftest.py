@@ -2,12 +2,11 @@
 
 import sys
 
-import ase.io
 import pytest
 import sevenn
 import sevenn._keys as KEY
 import torch
-from sample_frames import labelled
+from sample_frames import splits
 from sevenn import _const
 from sevenn.model_build import build_E3_equivariant_model
 from sevenn.nn.node_embedding import get_type_mapper_from_specie
@@ -63,12 +62,7 @@ def tiny(request, tiny_checkpoint):
 @pytest.fixture(scope="session")
 def data_files(tmp_path_factory):
     """Paths of a train, a valid and a test file."""
-    folder = tmp_path_factory.mktemp("data")
-    paths = {}
-    for seed, (split, count) in enumerate({"train": 12, "valid": 4, "test": 4}.items()):
-        paths[split] = folder / f"{split}.xyz"
-        ase.io.write(paths[split], labelled(count, seed))
-    return paths
+    return splits(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
