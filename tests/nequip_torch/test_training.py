@@ -167,26 +167,26 @@ def test_types_that_are_not_in_the_data_stay_as_they_are(framework, train, base_
         assert not torch.equal(before[key][:3], after[key][:3])
 
 
-def test_energies_of_another_level_of_theory_by_a_modifier(train, base_of, tmp_path):
-    package = base_of("nequip")[1]
-    model = (
-        "{_target_: nequip.model.modify, modifiers: [{modifier: modify_PerTypeScaleShift, "
-        "shifts: {H: -3.5, C: -7.0}}], model: {_target_: nequip.model.ModelFromPackage, "
-        f"package_path: {package}}}}}"
-    )
+@pytest.mark.parametrize("config", ["from_package", "from_checkpoint"])
+def test_energies_of_another_level_of_theory_by_a_modifier(config, train, base_of, tmp_path):
     copied = tmp_path / "configs"
     shutil.copytree(CONFIGS, copied)
-    config = yaml.safe_load((copied / "from_package.yaml").read_text())
-    config["training_module"]["model"] = yaml.safe_load(model)
-    (copied / "from_package.yaml").write_text(yaml.safe_dump(config))
-    folder = train("from_package", "run", configs=copied)
+    settings = yaml.safe_load((copied / f"{config}.yaml").read_text())
+    settings["training_module"]["model"] = {
+        "_target_": "nequip.model.modify",
+        "modifiers": [{"modifier": "modify_PerTypeScaleShift", "shifts": {"H": -3.5, "C": -7.0}}],
+        "model": settings["training_module"]["model"],
+    }
+    (copied / f"{config}.yaml").write_text(yaml.safe_dump(settings))
+    folder = train(config, "run", configs=copied)
     tuned = load_potential(str(folder / "best.ckpt"), backend="nequip")
-    base = load_potential(str(package))
+    file = base_of("nequip")[config == "from_package"]
+    base = load_potential(str(file), backend="nequip")
     shifts = tuned.module.state_dict()["model.func.per_type_energy_scale_shift.shifts"]
     assert shifts.flatten().tolist() == [-3.5, -7.0, -3.0, -4.0, -5.0]
     adapter = base.load_adapter(folder / "adapter")
     written = json.loads((folder / "adapter" / "adapter_config.json").read_text())
-    assert written["base_model"] == str(package)
+    assert written["base_model"] == str(file)
     hydroxyl = ase.Atoms("OH", [[0, 0, 0], [0, 0, 1.0]])
     energies = [PotentialSubject(potential)(hydroxyl).energy for potential in (tuned, base)]
     assert energies[0] - energies[1] == pytest.approx(-2.5)
