@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
@@ -78,8 +79,7 @@ class NequIPPotential(Potential):
         self._example: Atoms | None = None
 
     def graph(self, atoms: Atoms) -> NequIPBatch:
-        if self._example is None and len(atoms) > 3:
-            self._example = atoms.copy()
+        self._example = self._example or atoms.copy()
         bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         with torch_default_dtype(_GLOBAL_DTYPE):
             # A cell of no volume stands for none: molecules and crystals go into one batch.
@@ -89,10 +89,17 @@ class NequIPPotential(Potential):
         return NequIPBatch(data)
 
     def _boxed_example(self) -> NequIPBatch | None:
-        """Return a graph with a cell, which the stress of a traced model needs."""
+        """Return a graph that a model can be traced with: of more than 3 atoms, in a cell."""
         if self._example is None:
             return None
         atoms = self._example.copy()
+        while len(atoms) <= 3:
+            if atoms.pbc.all():
+                atoms = atoms.repeat(2)
+            else:
+                twin = atoms.copy()
+                twin.translate([float(np.ptp(atoms.positions[:, 0])) + 2.0, 0.0, 0.0])
+                atoms += twin
         if not atoms.pbc.any():
             atoms.center(vacuum=10.0)
         return self.graph(atoms)

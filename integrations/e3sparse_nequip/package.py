@@ -70,7 +70,7 @@ def write_package(
             if example is None:
                 raise ConfigError(
                     f"A package of {source} needs an example for nequip-compile: evaluate a "
-                    "structure of more than 3 atoms first."
+                    "structure first."
                 )
             found, metadata, config = _from_checkpoint(file)
             importers = (sys_importer,)

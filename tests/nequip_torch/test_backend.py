@@ -7,9 +7,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from ase.build import molecule
+from ase import Atoms
+from ase.build import bulk, molecule
 from e3sparse_nequip import NequIPPotential
+from nequip.data import AtomicDataDict
 from nequip.integrations.ase import NequIPCalculator
+from nequip.model.saved_models.package import data_dict_from_package
 from nequip_models import MODELS, TYPES, built, shell
 from potentials import evaluate, random_deltas, relative, tolerance
 from sample_frames import structures
@@ -162,7 +165,10 @@ class Refuse:
         if name.startswith("e3sparse"):
             raise ImportError(f"{name} is not installed here")
 sys.meta_path.insert(0, Refuse())
-from ase.build import molecule
+from ase import Atoms
+from ase.build import bulk, molecule
+from nequip.data import AtomicDataDict
+from nequip.data import AtomicDataDict
 from nequip.integrations.ase import NequIPCalculator
 atoms = molecule("H2O")
 load = NequIPCalculator._from_saved_model
@@ -191,6 +197,24 @@ def test_the_package_of_a_merged_model_needs_no_e3sparse(base, tmp_path):
         assert float(said.split("(")[-1].rstrip(")\n")) == pytest.approx(expected, rel=1e-9)
         info = shell("nequip-package", "info", merged, cwd=tmp_path)
         assert "available_models" in info
+
+
+@pytest.mark.parametrize(
+    "atoms", [Atoms("H"), molecule("H2O"), bulk("Na", "bcc", a=4.3)], ids=["H", "H2O", "Na"]
+)
+def test_a_package_from_a_checkpoint_and_a_small_structure(atoms, base_of, tmp_path):
+    potential = load_potential(str(base_of("nequip")[0]), backend="nequip")
+    with pytest.raises(ConfigError, match="evaluate a structure first"):
+        potential.save(tmp_path / "early.nequip.zip")
+    assert not list(tmp_path.iterdir())
+    expected = PotentialSubject(potential)(atoms)
+    potential.save(tmp_path / "saved.nequip.zip")
+    again = PotentialSubject(load_potential(str(tmp_path / "saved.nequip.zip")))(atoms)
+    assert again.energy == pytest.approx(expected.energy, rel=1e-12)
+    example = data_dict_from_package(str(tmp_path / "saved.nequip.zip"))
+    assert AtomicDataDict.num_nodes(example) > 3
+    assert torch.linalg.det(example[AtomicDataDict.CELL_KEY]).abs().min() > 1.0
+    assert AtomicDataDict.num_edges(example) > 3
 
 
 def test_energy_references_are_folded_into_the_shifts():
