@@ -176,7 +176,10 @@ class NequIPBackend(Backend):
         try:
             with nequip_state():
                 module = load_saved_model(model)
-        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.PickleError) as error:
+        except (
+            *(OSError, RuntimeError, EOFError, KeyError, ValueError),
+            *(ImportError, pickle.PickleError),
+        ) as error:
             if self.knows(model):
                 raise ConfigError(
                     f"'{model}' is not in NequIP's cache and could not be downloaded ({error}): "

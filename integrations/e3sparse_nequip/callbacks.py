@@ -1,5 +1,7 @@
 """What a sparse NequIP training logs and leaves behind, as a Lightning callback."""
 
+import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +60,24 @@ class SparsityMonitor(Callback):
         checkpoints = trainer.checkpoint_callback
         assert isinstance(checkpoints, ModelCheckpoint)
         best = checkpoints.best_model_path or checkpoints.last_model_path
+        if not best:
+            warnings.warn("No checkpoint was written, so no adapter is.", stacklevel=2)
+            return
         module = type(pl_module).load_from_checkpoint(best, map_location="cpu", weights_only=False)
         module.adapted_model()
+        if not module.settled:
+            warnings.warn(
+                f"{best} is from before the delta was sparse: no later epoch was validated.",
+                stacklevel=2,
+            )
         adapters = module.adapters()
         for name, adapter in adapters.items():
             folder = self.folder if len(adapters) == 1 else self.folder / name
-            adapter.save_pretrained(folder, base_model=_base(module.hparams["model"]), metrics={})
+            adapter.save_pretrained(
+                folder,
+                base_model=_base(module.hparams["model"]),
+                framework={"nequip": version("nequip")},
+            )
 
 
 def _base(model: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 from nequip.model.saved_models import load_saved_model
+from nequip.model.saved_models import package as saved_package
 from nequip.model.saved_models.load_utils import _get_model_file_path
 from nequip.model.saved_models.package import (
     _cpu_deserialize_always,
@@ -23,6 +24,7 @@ from nequip.scripts._package_utils import (
     _MOCK_MODULES,
     _PACKAGING_MODES,
 )
+from nequip.scripts._workflow_utils import set_workflow_state
 from nequip.scripts.package import _CURRENT_NEQUIP_PACKAGE_VERSION
 from nequip.train.lightning import _SOLE_MODEL_KEY
 from nequip.utils.versions import get_current_code_versions
@@ -72,8 +74,7 @@ def write_package(
                     f"A package of {source} needs an example for nequip-compile: evaluate a "
                     "structure first."
                 )
-            found, metadata, config = _from_checkpoint(file)
-            importers = (sys_importer,)
+            found, metadata, config, importers = _from_checkpoint(file)
         for models in found.values():
             models[_SOLE_MODEL_KEY].load_state_dict(weights)
         with replacing(path) as temporary, _exporter(temporary, importers) as exporter:
@@ -104,12 +105,29 @@ def _from_package(importer: PackageImporter) -> tuple[dict[str, Any], Any, str, 
     return found, metadata, importer.load_text("model", "config.yaml"), example
 
 
-def _from_checkpoint(file: Path) -> tuple[dict[str, Any], Any, str]:
-    with nequip_state():
-        found = {
-            mode: load_saved_model(file, compile_mode=mode, model_key=None)
-            for mode in _PACKAGING_MODES["nequip"]()
-        }
+def _from_checkpoint(file: Path) -> tuple[dict[str, Any], Any, str, tuple[Any, ...]]:
+    # A checkpoint that was trained from a package brings its classes from there: in this state
+    # NequIP takes those of all modes from one importer.
+    saved_package._PACKAGE_TIME_SHARED_IMPORTER = None
+    set_workflow_state("package")
+    try:
+        with nequip_state():
+            eager = load_saved_model(file, compile_mode="eager", model_key=None)
+            importer = saved_package._get_shared_importer()
+            modes = (
+                _PACKAGING_MODES["nequip"]()
+                if importer is None
+                else _get_package_metadata(importer)["available_models"]
+            )
+            found = {"eager": eager} | {
+                mode: load_saved_model(file, compile_mode=mode, model_key=None)
+                for mode in modes
+                if mode != "eager"
+            }
+    finally:
+        saved_package._PACKAGE_TIME_SHARED_IMPORTER = None
+        set_workflow_state(None)
+    importers = (sys_importer,) if importer is None else (importer, sys_importer)
     checkpoint = torch.load(file, map_location="cpu", weights_only=False)
     config = dict(checkpoint["hyper_parameters"]["info_dict"])
     config.pop("versions")
@@ -121,4 +139,4 @@ def _from_checkpoint(file: Path) -> tuple[dict[str, Any], Any, str]:
         "available_models": list(found),
         "atom_types": dict(enumerate(model.type_names)),
     }
-    return found, metadata, yaml.safe_dump(config)
+    return found, metadata, yaml.safe_dump(config), importers

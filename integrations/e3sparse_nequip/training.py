@@ -22,11 +22,13 @@ from e3sparse.adapter import Adapter
 from e3sparse.deltas import make_method
 from e3sparse.errors import ConfigError, nearest
 from e3sparse.patching import adapters
+from e3sparse.paths import qualified_name
 from e3sparse_nequip.backend import NequIPPotential
 
 SETTLED = "settled/"
 """Prefix of a monitored metric that counts only once the delta has its final sparsity."""
 
+_SCATTER = "nequip.nn._tp_scatter_base.TensorProductScatter"
 _FACTORY = "e3sparse_nequip.SparseParamGroups"
 
 
@@ -98,6 +100,13 @@ class SparseMixin(NequIPLightningModule):
             )
             if self._sparse.elements is not None:
                 adapter.freeze_absent_species(atomic_numbers[s] for s in self._sparse.elements)
+            for path, layout in adapter.layouts.items():
+                scatter = type(part.get_submodule(path.rpartition(".")[0]))
+                if layout.external and qualified_name(scatter) != _SCATTER:
+                    raise ConfigError(
+                        f"{scatter.__name__} does not see a delta on '{path}': leave 'tp' out of "
+                        "the targets, or the modifier that accelerates it out of the model."
+                    )
             if adapter.method.calibrated:
                 raise ConfigError(
                     "A mask that is calibrated on the data cannot be made by nequip-train: use "
@@ -117,6 +126,11 @@ class SparseMixin(NequIPLightningModule):
         """Let NequIP make its optimizer over the groups that the method wants."""
         config = self.optimizer_config
         if "param_groups" not in config:
+            if "weight_decay" in config:
+                raise ConfigError(
+                    "The method sets the weight decay of a delta: write sparse.weight_decay, not "
+                    "optimizer.weight_decay."
+                )
             if "lr" not in config:
                 raise ConfigError("optimizer needs 'lr', the learning rate of the delta.")
             groups = {"_target_": _FACTORY, "lr": config["lr"]}

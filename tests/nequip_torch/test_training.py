@@ -98,6 +98,11 @@ def test_a_config_from_train_to_calculator(config, train, base_of, data_files, t
     adapted = load_potential(str(base_of("nequip")[1]))
     adapter = adapted.load_adapter(folder / "adapter")
     assert relative(evaluate(adapted), tuned) < 1e-9
+    again = load_potential(str(folder / "best.ckpt"), backend="nequip")
+    assert relative(evaluate(again), tuned) < 1e-9
+    again.graph(molecule("CH3OH"))
+    again.save(tmp_path / "saved.nequip.zip")
+    assert relative(evaluated(tmp_path / "saved.nequip.zip"), tuned) < 1e-9
     # What was validated last is that model too, if it was the best.
     rows = metrics(folder)
     monitored = "val0_epoch/weighted_sum"
@@ -291,6 +296,7 @@ def test_a_compiled_package(framework, train, tmp_path):
             "training_module.sparse.method=fixed_mask +training_module.sparse.score=fisher",
             "calibrated on the data cannot be made by nequip-train",
         ),
+        ("+training_module.optimizer.weight_decay=0.1", "write sparse.weight_decay"),
         ("~training_module.optimizer.lr", "optimizer needs 'lr'"),
         ("trainer.max_epochs=-1", "has no end: set max_epochs"),
         (
