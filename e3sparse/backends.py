@@ -6,7 +6,7 @@ entry-point group `e3sparse.backends`. Everything else in e3sparse works through
 
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
@@ -43,12 +43,49 @@ class Prediction(NamedTuple):
         The tensor that energies are differentiated by, such as positions or edge vectors (R, 3),
         and the frame (R,) that each of its rows belongs to. Lets the symmetry suite see whether
         frames leak into each other; None where a framework hides it.
+    moments
+        (N, 3) magnetic moments in μ_B, of models that read spins.
+    magnetic_forces
+        (N, 3) -dE/dS in eV per unit of spin, where they were asked for.
     """
 
     energy: Tensor
     forces: Tensor
     stress: Tensor | None
     geometry: tuple[Tensor, Tensor] | None = None
+    moments: Tensor | None = None
+    magnetic_forces: Tensor | None = None
+
+
+class Features(NamedTuple):
+    """What layers on top of a potential need, for B frames with N atoms and R edges in all.
+
+    Attributes
+    ----------
+    energy
+        (B,) total energies in eV, not yet differentiated.
+    nodes
+        (N, dim of `Potential.node_irreps`).
+    edge_index
+        (2, R): neighbours, then the atoms that see them.
+    edge_vectors
+        (R, 3) in Å, all from the neighbour to the atom or all the other way.
+    frame
+        (N,) the frame of each atom.
+    leaves
+        The tensors that an energy is to be differentiated by.
+    predict
+        From an energy and its gradients by `leaves` (None for one that it does not depend on) to
+        energies, forces and stresses.
+    """
+
+    energy: Tensor
+    nodes: Tensor
+    edge_index: Tensor
+    edge_vectors: Tensor
+    frame: Tensor
+    leaves: tuple[Tensor, ...]
+    predict: Callable[[Tensor, Sequence[Tensor | None]], Prediction]
 
 
 class Potential(ABC):
@@ -75,6 +112,10 @@ class Potential(ABC):
         Targets that have a meaning of their own in this framework, and what they stand for.
     parity
         Whether the model claims to be equivariant under inversion, not rotations alone.
+    node_irreps
+        Of the node features that `features` hands over; None if it cannot.
+    magnetic, spin_orbit
+        Whether it reads spins, and whether these may feel the lattice.
     """
 
     module: nn.Module
@@ -86,6 +127,9 @@ class Potential(ABC):
     suffix: str
     aliases: Mapping[str, Sequence[str]] = MappingProxyType({})
     parity: bool = True
+    node_irreps: str | None = None
+    magnetic: bool = False
+    spin_orbit: bool = True
 
     @abstractmethod
     def graph(self, atoms: Atoms) -> Any:
@@ -110,6 +154,23 @@ class Potential(ABC):
     @abstractmethod
     def reinitialize(self, seed: int) -> None:
         """Draw all weights anew, as for training from scratch."""
+
+    def features(self, batch: Any) -> Features:
+        """Evaluate a batch as far as layers on top of the model need it.
+
+        Raises
+        ------
+        ConfigError
+            If the model cannot hand its node features over.
+        """
+        raise ConfigError(
+            f"The backend of {self.name} hands over no node features, so that no layers can be "
+            "put on top of it."
+        )
+
+    def fresh_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of layers that are no part of the base model: trained in full."""
+        return []
 
     @property
     def dtype(self) -> torch.dtype:

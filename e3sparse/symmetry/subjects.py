@@ -32,7 +32,7 @@ class Evaluation:
     moments
         (N, 3) magnetic moments in μ_B that the model predicts, if it does.
     magnetic_forces
-        (N, 3) −dE/dS in eV/μ_B, if it gives them.
+        (N, 3) −dE/dS in eV/μ_B (or per unit of direction), if it gives them.
     """
 
     energy: float
@@ -104,6 +104,7 @@ class PotentialSubject(Subject):
         self.cutoff = potential.cutoff
         self.dtype = potential.dtype
         self.parity = potential.parity
+        self.magnetic, self.spin_orbit = potential.magnetic, potential.spin_orbit
         self.single = None if single is None else PotentialSubject(single)
 
     def evaluate(self, frames: Sequence[Atoms]) -> list[Evaluation]:
@@ -114,12 +115,23 @@ class PotentialSubject(Subject):
             out = potential.forward(self._batch(frames))
         finally:
             potential.module.train(training)
-        energies = _array(out.energy)
-        forces = np.split(_array(out.forces), np.cumsum([len(atoms) for atoms in frames])[:-1])
+        ends = np.cumsum([len(atoms) for atoms in frames])[:-1]
+
+        def per_frame(values: torch.Tensor | None) -> Sequence[Array | None]:
+            return [None] * len(frames) if values is None else np.split(_array(values), ends)
+
         stresses = [None] * len(frames) if out.stress is None else list(_array(out.stress))
+        moments, magnetic = per_frame(out.moments), per_frame(out.magnetic_forces)
+        forces = np.split(_array(out.forces), ends)
         return [
-            Evaluation(float(energy), force, stress if atoms.pbc.all() else None)
-            for atoms, energy, force, stress in zip(frames, energies, forces, stresses, strict=True)
+            Evaluation(
+                float(energy),
+                forces[k],
+                stresses[k] if frames[k].pbc.all() else None,
+                moments[k],
+                magnetic[k],
+            )
+            for k, energy in enumerate(_array(out.energy))
         ]
 
     def leaked_gradient(self, frames: Sequence[Atoms]) -> float | None:

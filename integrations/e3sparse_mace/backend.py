@@ -23,13 +23,14 @@ from mace.calculators.foundations_models import (
 )
 from mace.data import AtomicData, config_from_atoms
 from mace.modules.models import MACE
+from mace.modules.utils import get_edge_vectors_and_lengths
 from mace.tools import AtomicNumberTable
 from mace.tools.scripts_utils import extract_config_mace_model
 from mace.tools.torch_geometric.batch import Batch
 from mace.tools.torch_tools import default_dtype
 from torch import Tensor, nn
 
-from e3sparse.backends import Backend, Potential, Prediction, pickle_mentions
+from e3sparse.backends import Backend, Features, Potential, Prediction, pickle_mentions
 from e3sparse.errors import ConfigError, PatchError, nearest
 from e3sparse.files import replacing
 from e3sparse.injection import SUBMODULE
@@ -78,6 +79,9 @@ class MACEPotential(Potential):
         self.cutoff = float(module.r_max)
         self.framework = {"mace-torch": version("mace-torch")}
         self.parity = not getattr(module, "use_so3", False)
+        # What the model returns as node features: those of every layer side by side.
+        layers = [str(product.linear.irreps_out) for product in module.products]
+        self.node_irreps = "+".join(layers)
         numbers = tuple(int(z) for z in module.atomic_numbers)
         self.species = Species(numbers, self._species_axes(numbers))
         self.fold_into = {
@@ -122,25 +126,56 @@ class MACEPotential(Potential):
         return Batch.from_data_list(list(graphs))
 
     def forward(self, batch: Any) -> Prediction:
-        # MACE writes strained positions into what it is given, and asks for their gradient.
-        data: dict[str, Any] = batch.to_dict()
-        positions = data["positions"].detach().clone()
-        data["positions"] = positions
+        data = _inputs(batch)
+        positions = data["positions"]
         periodic = bool(data["cell"].any())
-        if self._acceleration.model is not self.module:
-            self._acceleration = Acceleration(self.module)
-        accelerated = self._acceleration(data["node_attrs"]) if self.accelerate else nullcontext()
-        with default_dtype(self.dtype), accelerated:
-            out = self.module(data, training=self.module.training, compute_stress=periodic)
-        # Core electrons make energies that float32 knows to 1e-3 eV: MACE sums nodes in float64.
-        energy = positions.new_zeros(int(data["ptr"].numel()) - 1, dtype=torch.float64)
-        energy = energy.index_add(0, data["batch"], out["node_energy"].double())
+        out = self._evaluate(data, compute_stress=periodic)
+        energy = _total_energy(data, out)
         return Prediction(
             energy=energy,
             forces=out["forces"],
             stress=out["stress"] if periodic else _no_stress(out["forces"], len(energy)),
             geometry=(positions, data["batch"]),
         )
+
+    def features(self, batch: Any) -> Features:
+        data = _inputs(batch)
+        positions, cell = data["positions"], data["cell"].view(-1, 3, 3)
+        out = self._evaluate(data, compute_force=False, compute_displacement=True)
+        vectors, _ = get_edge_vectors_and_lengths(
+            positions=data["positions"], edge_index=data["edge_index"], shifts=data["shifts"]
+        )
+        volume = torch.linalg.det(cell).abs().view(-1, 1, 1)
+
+        def predict(energy: Tensor, gradients: Sequence[Tensor | None]) -> Prediction:
+            by_position, by_strain = gradients
+            stress = _no_stress(positions, len(energy))
+            if by_strain is not None:
+                stress = torch.where(volume > 0, by_strain / volume.clamp(min=1e-3), stress)
+            return Prediction(
+                energy=energy,
+                forces=torch.zeros_like(positions) if by_position is None else -by_position,
+                stress=stress,
+                geometry=(positions, data["batch"]),
+            )
+
+        return Features(
+            energy=_total_energy(data, out),
+            nodes=out["node_feats"],
+            edge_index=data["edge_index"],
+            edge_vectors=vectors,
+            frame=data["batch"],
+            leaves=(positions, out["displacement"]),
+            predict=predict,
+        )
+
+    def _evaluate(self, data: dict[str, Any], **options: bool) -> dict[str, Tensor]:
+        if self._acceleration.model is not self.module:
+            self._acceleration = Acceleration(self.module)
+        accelerated = self._acceleration(data["node_attrs"]) if self.accelerate else nullcontext()
+        with default_dtype(self.dtype), accelerated:
+            out: dict[str, Tensor] = self.module(data, training=self.module.training, **options)
+        return out
 
     def save(self, path: Path) -> None:
         if any(f".{SUBMODULE}." in f".{name}" for name, _ in self.module.named_modules()):
@@ -222,6 +257,20 @@ class MACEBackend(Backend):
             ) from error
         loaded: nn.Module = self._file(path)
         return loaded
+
+
+def _inputs(batch: Any) -> dict[str, Any]:
+    # MACE writes strained positions into what it is given, and asks for their gradient.
+    data: dict[str, Any] = batch.to_dict()
+    data["positions"] = data["positions"].detach().clone()
+    return data
+
+
+def _total_energy(data: Mapping[str, Tensor], out: Mapping[str, Tensor]) -> Tensor:
+    # Core electrons make energies that float32 knows to 1e-3 eV: MACE sums nodes in float64.
+    frames = int(data["ptr"].numel()) - 1
+    energy = data["positions"].new_zeros(frames, dtype=torch.float64)
+    return energy.index_add(0, data["batch"], out["node_energy"].double())
 
 
 def _no_stress(forces: Tensor, frames: int) -> Tensor:

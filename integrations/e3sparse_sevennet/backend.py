@@ -24,7 +24,7 @@ from sevenn.train.dataload import unlabeled_atoms_to_graph
 from torch import Tensor
 from torch_geometric.loader.dataloader import Collater
 
-from e3sparse.backends import Backend, Potential, Prediction, pickle_mentions
+from e3sparse.backends import Backend, Features, Potential, Prediction, pickle_mentions
 from e3sparse.coupling import recompute_wigner_3j
 from e3sparse.errors import ConfigError, PatchError, nearest
 from e3sparse.files import replacing
@@ -60,6 +60,10 @@ class SevenNetPotential(Potential):
         self.cutoff = float(self.config[KEY.CUTOFF])
         self.framework = {"sevenn": sevenn.__version__}
         self.parity = bool(self.config[KEY.IS_PARITY])
+        gates = [name for name in self.module._modules if name.endswith("equivariant_gate")]
+        self._last_layer = gates[-1]
+        last: Any = self.module._modules[gates[-1]]
+        self.node_irreps = str(last.gate.irreps_out)
         self._type_map: dict[int, int] = self.config[KEY.TYPE_MAP]
         self.species = Species(
             tuple(sorted(self._type_map, key=lambda z: self._type_map[z])), self._species_axes()
@@ -97,11 +101,7 @@ class SevenNetPotential(Potential):
         return Collater(graphs)(list(graphs))
 
     def forward(self, batch: Any) -> Prediction:
-        # SevenNet writes its results into the batch and sets requires_grad on the edges in place.
-        data = copy.copy(batch)
-        data[KEY.EDGE_VEC] = batch[KEY.EDGE_VEC].detach().clone()
-        data[KEY.CELL_VOLUME] = batch[KEY.CELL_VOLUME].clone()
-        data[KEY.EDGE_VEC].requires_grad_(True)
+        data = _inputs(batch)
         out = self.module(data)
         virial: Tensor = out[KEY.PRED_STRESS]  # (B, 6)
         return Prediction(
@@ -109,6 +109,44 @@ class SevenNetPotential(Potential):
             forces=out[KEY.PRED_FORCE],
             stress=-virial[:, _TO_MATRIX.to(virial.device)],
             geometry=(data[KEY.EDGE_VEC], batch[KEY.BATCH][batch[KEY.EDGE_IDX][0]]),
+        )
+
+    def features(self, batch: Any) -> Features:
+        model: Any = self.module
+        data = model._preprocess(_inputs(batch))
+        edges, frame = data[KEY.EDGE_VEC], batch[KEY.BATCH]
+        ends: Tensor = batch[KEY.EDGE_IDX]
+        for name, module in model._modules.items():
+            if name == "force_output":
+                break
+            data = module(data)
+            if name == self._last_layer:
+                nodes = data[KEY.NODE_FEATURE]
+
+        def predict(energy: Tensor, gradients: Sequence[Tensor | None]) -> Prediction:
+            (by_edge,) = gradients
+            by_edge = torch.zeros_like(edges) if by_edge is None else by_edge
+            forces = by_edge.new_zeros(len(frame), 3)
+            forces = forces.index_add(0, ends[0], by_edge).index_add(0, ends[1], -by_edge)
+            # Edges are lengthened by a strain e: r → r + e r, and e is symmetric.
+            virial = edges[:, :, None] * by_edge[:, None, :]  # (R, 3, 3)
+            strain = by_edge.new_zeros(len(energy), 3, 3).index_add(0, frame[ends[0]], virial)
+            volume = batch[KEY.CELL_VOLUME].clamp(min=1e-3).view(-1, 1, 1)
+            return Prediction(
+                energy=energy,
+                forces=forces,
+                stress=(strain + strain.transpose(1, 2)) / (2 * volume),
+                geometry=(edges, frame[ends[0]]),
+            )
+
+        return Features(
+            energy=data[KEY.PRED_TOTAL_ENERGY],
+            nodes=nodes,
+            edge_index=ends,
+            edge_vectors=edges,
+            frame=frame,
+            leaves=(edges,),
+            predict=predict,
         )
 
     def save(self, path: Path) -> None:
@@ -195,6 +233,15 @@ class SevenNetBackend(Backend):
                     "download it where there is a network and give its path."
                 ) from e
             raise ConfigError(f"'{model}' cannot be loaded as a SevenNet checkpoint ({e}).") from e
+
+
+def _inputs(batch: Any) -> Any:
+    # SevenNet writes its results into the batch and sets requires_grad on the edges in place.
+    data = copy.copy(batch)
+    data[KEY.EDGE_VEC] = batch[KEY.EDGE_VEC].detach().clone()
+    data[KEY.CELL_VOLUME] = batch[KEY.CELL_VOLUME].clone()
+    data[KEY.EDGE_VEC].requires_grad_(True)
+    return data
 
 
 def _cast_onehot(module: Any, inputs: Any, data: Any) -> Any:
