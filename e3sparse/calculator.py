@@ -7,10 +7,14 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from e3sparse.backends import Potential
+from e3sparse.spins import SPINS, spins_of
 
 
 class PotentialCalculator(Calculator):
     """Energy (eV), forces (eV/Å) and stress (eV/Å³) of a potential as it is at each call.
+
+    Of a magnetic potential also `magmoms`, the moment vectors (N, 3) in μ_B. It reads the array
+    `"spin"` of the structure, or else its initial magnetic moments.
 
     Parameters
     ----------
@@ -18,11 +22,20 @@ class PotentialCalculator(Calculator):
         Any loaded potential; deltas on its module count.
     """
 
-    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
+    implemented_properties = ["energy", "free_energy", "forces", "stress", "magmoms"]  # noqa: RUF012
 
     def __init__(self, potential: Potential, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.potential = potential
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """Return what has changed; ASE knows nothing of the array of spins."""
+        changes: list[str] = super().check_state(atoms, tol)
+        if not changes and self.potential.magnetic and isinstance(self.atoms, Atoms):
+            old, new = spins_of(self.atoms), spins_of(atoms)
+            if (old is None) != (new is None) or (old is not None and (old != new).any()):
+                changes.append(SPINS)
+        return changes
 
     def calculate(
         self,
@@ -44,6 +57,8 @@ class PotentialCalculator(Calculator):
             "free_energy": energy,
             "forces": out.forces.detach().cpu().numpy(),
         }
+        if out.moments is not None:
+            self.results["magmoms"] = out.moments.detach().cpu().numpy()
         if out.stress is not None and structure.pbc.all():
             stress = out.stress[0].detach().cpu().numpy()
             self.results["stress"] = full_3x3_to_voigt_6_stress(stress)

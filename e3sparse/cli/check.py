@@ -9,7 +9,13 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from e3sparse.cli.options import BackendOption, DeviceOption, HeadOption, ModelArgument
+from e3sparse.cli.options import (
+    BackendOption,
+    DeviceOption,
+    HeadOption,
+    ModelArgument,
+    SpinsOption,
+)
 from e3sparse.cli.tables import out
 from e3sparse.errors import ConfigError
 
@@ -22,6 +28,7 @@ _COLORS = {"passed": "green", "failed": "bold red", "skipped": "dim", "not claim
 def check(
     model: ModelArgument,
     adapter: Annotated[Path | None, typer.Option(help="Adapter folder to put on first.")] = None,
+    spins: SpinsOption = None,
     frames: Annotated[
         Path | None, typer.Option(help="Structures to try besides those that are drawn.")
     ] = None,
@@ -52,6 +59,7 @@ def check(
         model,
         backend=backend,
         adapter=adapter,
+        spins=spins,
         head=head,
         device=device or "cpu",
         dtype=getattr(torch, dtype),

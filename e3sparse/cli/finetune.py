@@ -12,12 +12,14 @@ from e3sparse.cli.options import (
     EnergyKey,
     ForcesKey,
     HeadOption,
+    MomentsKey,
+    SpinKey,
     StressKey,
 )
 from e3sparse.cli.tables import out, print_errors
 from e3sparse.errors import ConfigError
 
-_DATA, _METHOD, _TRAINING = "Data", "What is trained", "Training"
+_DATA, _METHOD, _TRAINING, _MAGNETISM = "Data", "What is trained", "Training", "Magnetism"
 
 
 def finetune(
@@ -44,12 +46,37 @@ def finetune(
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
+    moments_key: MomentsKey = None,
+    spin_key: SpinKey = None,
     e0s: Annotated[
         str | None,
         typer.Option(
             help="Energy references: fit a shift per element, from isolated atoms in train and by "
             "least squares for elements without one; or keep the model's.  (default fit)",
             rich_help_panel=_DATA,
+        ),
+    ] = None,
+    magnetic: Annotated[
+        bool,
+        typer.Option(
+            "--magnetic",
+            help="Put spin-aware layers on the model, and learn moments too.",
+            rich_help_panel=_MAGNETISM,
+        ),
+    ] = False,
+    spin_orbit: Annotated[
+        bool,
+        typer.Option(
+            "--spin-orbit",
+            help="Let the spins feel the lattice; else a rotation of all spins changes nothing.",
+            rich_help_panel=_MAGNETISM,
+        ),
+    ] = False,
+    spin_lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate of the spin-aware layers.  (default 0.005)",
+            rich_help_panel=_MAGNETISM,
         ),
     ] = None,
     targets: Annotated[
@@ -113,6 +140,10 @@ def finetune(
     stress_weight: Annotated[
         float | None, typer.Option(help="(default 1)", rich_help_panel=_TRAINING)
     ] = None,
+    moments_weight: Annotated[
+        float | None,
+        typer.Option(help="(default 1)", rich_help_panel=_MAGNETISM),
+    ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
@@ -143,6 +174,9 @@ def finetune(
         "devices": devices,
         "dtype": dtype,
         "e0s": e0s,
+        "magnetic": magnetic or None,
+        "spin_orbit": spin_orbit or None,
+        "spin_lr": spin_lr,
         "targets": targets[0] if targets and len(targets) == 1 else targets,
         "method": method,
         "epochs": epochs,
@@ -155,8 +189,19 @@ def finetune(
         "seed": seed,
     }
     nested: dict[str, dict[str, Any]] = {
-        "keys": {"energy": energy_key, "forces": forces_key, "stress": stress_key},
-        "loss": {"energy": energy_weight, "forces": forces_weight, "stress": stress_weight},
+        "keys": {
+            "energy": energy_key,
+            "forces": forces_key,
+            "stress": stress_key,
+            "moments": moments_key,
+            "spin": spin_key,
+        },
+        "loss": {
+            "energy": energy_weight,
+            "forces": forces_weight,
+            "stress": stress_weight,
+            "moments": moments_weight,
+        },
         "method_settings": _settings(set_ or []) | {"target_sparsity": target_sparsity},
     }
     if resume:

@@ -16,6 +16,9 @@ from e3sparse.cli.options import (
     ForcesKey,
     HeadOption,
     ModelArgument,
+    MomentsKey,
+    SpinKey,
+    SpinsOption,
     StressKey,
 )
 from e3sparse.cli.tables import out, print_errors
@@ -27,6 +30,7 @@ def evaluate(
     model: ModelArgument,
     data: Annotated[list[Path], typer.Option(help="Labelled frames; may be repeated.")],
     adapter: Annotated[Path | None, typer.Option(help="Adapter folder to put on first.")] = None,
+    spins: SpinsOption = None,
     backend: BackendOption = None,
     head: HeadOption = None,
     device: DeviceOption = "cpu",
@@ -34,6 +38,8 @@ def evaluate(
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
+    moments_key: MomentsKey = None,
+    spin_key: SpinKey = None,
     e0s: Annotated[
         str, typer.Option(help="keep, or fit per-element shifts on each file first.")
     ] = "keep",
@@ -44,6 +50,7 @@ def evaluate(
     Isolated atoms, which have no forces, are left out.
     """
     from e3sparse.files import replacing
+    from e3sparse.symmetry.loading import with_spins
     from e3sparse.training.evaluation import error_table, errors, predict
     from e3sparse.training.frames import LabelKeys, read_split
     from e3sparse.training.references import fit_references
@@ -53,12 +60,23 @@ def evaluate(
     potential = _load(model, backend, head, device, dtype)
     if adapter is not None:
         potential.load_adapter(adapter)
-    said = {"energy": energy_key, "forces": forces_key, "stress": stress_key}
+    potential = with_spins(potential, spins)
+    said = {
+        "energy": energy_key,
+        "forces": forces_key,
+        "stress": stress_key,
+        "moments": moments_key,
+        "spin": spin_key,
+    }
     keys = LabelKeys(**{k: v for k, v in said.items() if v is not None})
     rows = {}
     for path in data:
         frames, isolated = read_split(
-            path, keys, known=potential.species.numbers, cutoff=potential.cutoff
+            path,
+            keys,
+            known=potential.species.numbers,
+            cutoff=potential.cutoff,
+            magnetic=potential.magnetic,
         )
         if isolated:
             out.print(f"Isolated atoms in {path}: left out")

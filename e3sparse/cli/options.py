@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,4 +18,15 @@ DtypeOption = Annotated[
 ]
 EnergyKey = Annotated[str | None, typer.Option(help="Energy label.  (default REF_energy)")]
 ForcesKey = Annotated[str | None, typer.Option(help="Forces label.  (default REF_forces)")]
+MomentsKey = Annotated[
+    str | None, typer.Option(help="Moments label, of magnetic models.  (default REF_magmom)")
+]
+SpinKey = Annotated[
+    str | None,
+    typer.Option(help="Spin directions; else those of the moments.  (default spin)"),
+]
+SpinsOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of spin-aware layers to put on, after the adapter."),
+]
 StressKey = Annotated[str | None, typer.Option(help="Stress label.  (default REF_stress)")]

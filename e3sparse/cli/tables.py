@@ -11,16 +11,21 @@ out = Console(width=None if sys.stdout.isatty() else 120)
 
 
 def print_errors(table: pd.DataFrame, title: str) -> None:
-    """Print mean absolute errors, and those of the forces by element."""
-    units = {"energy": "meV/atom", "forces": "meV/Å", "stress": "meV/Å³"}
+    """Print mean absolute errors, and those of forces and moments by element."""
+    units = {"energy": "meV/atom", "forces": "meV/Å", "stress": "meV/Å³", "moments": "μ_B"}
     columns = {f"{name}_mae": f"{name} MAE ({unit})" for name, unit in units.items()}
+    columns["sign_errors"] = "moments of the wrong sign (share)"
     main = table[[c for c in columns if c in table]].rename(columns=columns)
     out.print(frame_table(main, title, ".3f"))
-    prefix = "forces_mae_"
+    _print_per_element(table, "forces_mae_", "Force MAE per element (meV/Å)", ".2f")
+    _print_per_element(table, "moments_mae_", "Moment MAE per element (μ_B)", ".3f")
+
+
+def _print_per_element(table: pd.DataFrame, prefix: str, title: str, number: str) -> None:
     elements = [str(c) for c in table.columns if str(c).startswith(prefix)]
     if len(elements) > 1:
         short = table[elements].rename(columns={c: c.removeprefix(prefix) for c in elements})
-        out.print(frame_table(short, "Force MAE per element (meV/Å)", ".2f"))
+        out.print(frame_table(short, title, number))
 
 
 def frame_table(frame: pd.DataFrame, title: str, number: str) -> Table:

@@ -20,6 +20,10 @@ from e3sparse.magnetism.irreps import SPIN, Graded, reachable
 from e3sparse.magnetism.products import GradedConvolution, GradedDot, GradedTensorProduct
 
 _NONE = o3.Irreps("")
+_SMALL = 1e-4
+"""Added to a mean square, so that features of zero stay zero."""
+_ENERGY_SCALE = 0.1
+"""In eV per atom: a few times what magnetic orders differ by, so that a learning rate fits it."""
 
 
 class SpinSettings(BaseModel):
@@ -79,11 +83,11 @@ class SpinOutput(NamedTuple):
 class SpinBlock(nn.Module):
     """Spin-aware layers on the node features of a potential.
 
-    With e_i the embedded spin, x_i the node features and Y_ij, R_ij the harmonics and a radial
-    network of an edge,
+    With e_i the embedded spin, x_i the node features over their root mean square (models differ
+    in their size), and Y_ij, R_ij the harmonics and a radial network of an edge,
 
     * x'_i = x_i ⊗ e_i, fully connected: the spin-augmented features;
-    * e'_ij = R_ij (x'_j ⊗ Y_ij): the neighbour's, seen from i along the edge, and n_i = Σ_j e'_ij;
+    * e'_ij = R_ij (x'_j ⊗ Y_ij): the neighbour's, seen from i along the edge, and n_i their mean;
     * ε_ij = f(⟨x'_i, e'_ij⟩, ⟨W x_i, e'_ij⟩): invariants, one per channel and irrep;
     * M_i = Σ_c g_c(x_i, ⟨x'_i, n_i⟩) v_ic, with v_i the axial, time-odd vectors of x'_i and n_i.
 
@@ -168,6 +172,7 @@ class SpinBlock(nn.Module):
             (N, 3) directions; zero where an atom has none.
         """
         senders, receivers = edge_index
+        nodes = nodes / (nodes.square().mean(dim=1, keepdim=True) + _SMALL).sqrt()
         scalars = torch.cat([nodes[:, s] for s in self._scalars], dim=1)
         lattice = Graded(torch.cat([nodes[:, s] for s in self._kept], dim=1), nodes[:, :0])
 
@@ -192,7 +197,8 @@ class SpinBlock(nn.Module):
             for s in self._vectors
         ]
         moments = torch.einsum("nc,ncx->nx", gates, torch.cat(vectors, dim=1))
-        return SpinOutput(energy[:, 0] / self.settings.average_neighbours, moments)
+        moments = moments / gates.shape[1] ** 0.5
+        return SpinOutput(energy[:, 0] * _ENERGY_SCALE / self.settings.average_neighbours, moments)
 
     def _basis(self, edge_vectors: Tensor) -> Tensor:
         """Return smooth bumps in the distance, all of whose derivatives vanish at the cutoff."""
@@ -208,4 +214,4 @@ class SpinBlock(nn.Module):
 
     def _gather(self, edges: Tensor, receivers: Tensor, atoms: int) -> Tensor:
         summed: Tensor = edges.new_zeros(atoms, edges.shape[1]).index_add(0, receivers, edges)
-        return summed.div(self.settings.average_neighbours**0.5)
+        return summed.div(self.settings.average_neighbours)

@@ -15,7 +15,7 @@ from e3sparse.coupling import recompute_wigner_3j
 from e3sparse.deltas import Method
 from e3sparse.errors import ConfigError
 from e3sparse.magnetism.block import SpinBlock, SpinSettings
-from e3sparse.magnetism.spins import Array, spins_of
+from e3sparse.spins import Array, spins_of
 from e3sparse.targets import Targets
 
 

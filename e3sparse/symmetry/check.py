@@ -8,9 +8,10 @@ import torch
 from ase import Atoms
 from hypothesis import strategies as st
 
+from e3sparse.spins import SPINS
 from e3sparse.symmetry.result import Result, Status
 from e3sparse.symmetry.search import Case, Errors, search
-from e3sparse.symmetry.structures import SPINS, structures
+from e3sparse.symmetry.structures import structures
 from e3sparse.symmetry.subjects import Evaluation, Subject, as_subject
 from e3sparse.symmetry.tolerances import TOLERANCES, deviation
 

@@ -8,11 +8,23 @@ from e3sparse.backends import Potential, load_potential
 from e3sparse.symmetry.subjects import PotentialSubject
 
 
+def with_spins(potential: Potential, folder: str | Path | None) -> Potential:
+    """Put saved spin-aware layers on a potential, if a folder is named."""
+    if folder is None:
+        return potential
+    from e3sparse.magnetism import load
+
+    magnetic = load(potential, folder)
+    magnetic.magnetic_forces = True
+    return magnetic
+
+
 def load_subject(
     model: str,
     *,
     backend: str | None = None,
     adapter: str | Path | None = None,
+    spins: str | Path | None = None,
     head: str | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float64,
@@ -25,6 +37,8 @@ def load_subject(
         As in `load_potential`.
     adapter
         Folder of an adapter.
+    spins
+        Folder of spin-aware layers, which are put on after the adapter.
     dtype
         Of float64, where symmetries hold to rounding, the model is loaded in float32 as well, to
         be compared.
@@ -41,7 +55,7 @@ def load_subject(
         )
         if adapter is not None:
             potential.load_adapter(adapter)
-        return potential
+        return with_spins(potential, spins)
 
     single = load(torch.float32) if dtype == torch.float64 else None
     return PotentialSubject(load(dtype), single)

@@ -12,8 +12,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-SPINS = "spin"
-"""Name of the array of an `Atoms` object that holds the spins (N, 3) in μ_B."""
+from e3sparse.spins import SPINS
 
 _SPACINGS = (1.0, 0.75, 1.4, 2.0)
 """Distance of neighbouring sites, in covalent diameters of the largest element."""

@@ -10,7 +10,7 @@ from e3sparse.deltas import METHODS
 from e3sparse.errors import ConfigError, nearest
 from e3sparse.training.frames import LabelKeys
 from e3sparse.training.losses import Loss
-from e3sparse.training.optimizers import OPTIMIZERS
+from e3sparse.training.optimizers import FRESH_LR, OPTIMIZERS
 
 WHOLE_MODEL = ("full", "scratch")
 
@@ -30,6 +30,11 @@ class FinetuneConfig(BaseModel):
         each with `batch_size` frames.
     targets, method, method_settings
         As for `e3sparse.patch`; method also `"full"` (full fine-tuning) and `"scratch"`.
+    magnetic, spin_orbit
+        Whether the model gets spin-aware layers (`e3sparse.magnetism`) and learns moments, and
+        whether the spins may feel the lattice. The layers are trained in full, at `spin_lr`.
+    spin_settings
+        Other settings of `e3sparse.magnetism.SpinSettings`.
     e0s
         `"fit"`: one energy shift per element. Of an element that `train` has an isolated atom of
         (one atom, not periodic; no forces needed), its label less the base model's energy; of the
@@ -61,6 +66,11 @@ class FinetuneConfig(BaseModel):
     method: str = "budget"
     method_settings: dict[str, Any] = Field(default_factory=dict)
     e0s: Literal["keep", "fit"] = "fit"
+
+    magnetic: bool = False
+    spin_orbit: bool = False
+    spin_lr: float = Field(FRESH_LR, gt=0)
+    spin_settings: dict[str, Any] = Field(default_factory=dict)
 
     epochs: int = Field(50, ge=1)
     max_steps: int | None = Field(None, ge=1)

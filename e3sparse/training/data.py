@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
@@ -33,6 +34,8 @@ class Batch:
         (B,) number of atoms.
     numbers
         (N,) atomic numbers.
+    moments
+        (N, 3) in μ_B, for magnetic models.
     """
 
     inputs: Any
@@ -42,9 +45,11 @@ class Batch:
     has_stress: Tensor
     atoms: Tensor
     numbers: Tensor
+    moments: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        return replace(self, **{name: part.to(device) for name, part in vars(self).items()})
+        parts = {name: part for name, part in vars(self).items() if part is not None}
+        return replace(self, **{name: part.to(device) for name, part in parts.items()})
 
 
 class FrameDataset(Dataset[tuple[Any, Frame, float]]):
@@ -85,6 +90,7 @@ def loader(
         graphs, frames, offsets = zip(*items, strict=True)
         dtype = potential.dtype
         stress = [torch.zeros(3, 3) if f.stress is None else f.stress for f in frames]
+        moments = [f.moments for f in frames if f.moments is not None]
         return Batch(
             inputs=potential.collate(graphs),
             energy=torch.tensor(
@@ -95,6 +101,11 @@ def loader(
             has_stress=torch.tensor([f.stress is not None for f in frames]),
             atoms=torch.tensor([len(f.atoms) for f in frames]),
             numbers=torch.cat([torch.as_tensor(f.atoms.numbers) for f in frames]).long(),
+            moments=(
+                torch.as_tensor(np.concatenate(moments), dtype=dtype)
+                if len(moments) == len(frames)
+                else None
+            ),
         )
 
     return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate)

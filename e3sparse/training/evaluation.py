@@ -8,6 +8,7 @@ import pandas as pd
 from ase.data import chemical_symbols
 
 from e3sparse.backends import Potential
+from e3sparse.spins import MAGNETIC
 from e3sparse.training.data import FrameDataset, loader
 from e3sparse.training.frames import Array, Frame
 from e3sparse.training.references import reference_energy
@@ -17,11 +18,12 @@ MEV = 1000.0
 
 @dataclass(frozen=True)
 class Predictions:
-    """Energies (eV), forces (eV/Å) and stresses (eV/Å³) of a potential for some frames."""
+    """Energies (eV), forces (eV/Å), stresses (eV/Å³) and magnetic moments (μ_B) for some frames."""
 
     energy: Array  # (frames,)
     forces: list[Array]  # (atoms, 3) each
     stress: list[Array | None]  # (3, 3) each
+    moments: list[Array | None]  # (atoms, 3) each
 
 
 def predict(potential: Potential, frames: Sequence[Frame], batch_size: int = 16) -> Predictions:
@@ -30,6 +32,7 @@ def predict(potential: Potential, frames: Sequence[Frame], batch_size: int = 16)
     energies: list[Array] = []
     forces: list[Array] = []
     stresses: list[Array | None] = []
+    moments: list[Array | None] = []
     for batch in loader(FrameDataset(frames, potential, {}), potential, batch_size):
         out = potential.forward(batch.inputs.to(potential.device))
         energies.append(out.energy.detach().cpu().double().numpy())
@@ -39,7 +42,11 @@ def predict(potential: Potential, frames: Sequence[Frame], batch_size: int = 16)
             stresses += [None] * len(batch.atoms)
         else:
             stresses += list(out.stress.detach().cpu().double().numpy())
-    return Predictions(np.concatenate(energies), forces, stresses)
+        if out.moments is None:
+            moments += [None] * len(batch.atoms)
+        else:
+            moments += np.split(out.moments.detach().cpu().double().numpy(), splits)
+    return Predictions(np.concatenate(energies), forces, stresses, moments)
 
 
 def errors(
@@ -58,7 +65,8 @@ def errors(
     -------
     dict
         `energy_*` in meV/atom, `forces_*` in meV/Å, `stress_*` in meV/Å³ (where there are
-        labels), and `forces_mae_<symbol>` per element.
+        labels), `forces_mae_<symbol>` per element, and of magnetic models what `moment_errors`
+        returns.
     """
     offsets = np.array([reference_energy(f, references or {}) for f in frames])
     labels = np.array([frame.energy for frame in frames])
@@ -76,6 +84,46 @@ def errors(
     ]
     if stress:
         out |= _mae_rmse("stress", np.stack(stress))
+    pairs = [
+        (p, f.moments)
+        for f, p in zip(frames, predicted.moments, strict=True)
+        if f.moments is not None and p is not None
+    ]
+    if len(pairs) == len(frames):
+        found, wanted = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        out |= moment_errors(numbers, found, wanted)
+    return out
+
+
+def moment_errors(numbers: Array, found: Array, wanted: Array) -> dict[str, float]:
+    """Return errors of magnetic moments.
+
+    Parameters
+    ----------
+    numbers
+        (N,) atomic numbers.
+    found, wanted
+        (N, 3) in μ_B.
+
+    Returns
+    -------
+    dict
+        `moments_mae`, the mean length of the difference vector in μ_B, all in all and per element;
+        `magnitude_mae`, of the lengths; `sign_errors`, the share of atoms of more than 0.1 μ_B
+        whose moment points into the wrong half-space.
+    """
+    off = np.linalg.norm(found - wanted, axis=1)
+    length = np.linalg.norm(wanted, axis=1)
+    out = {
+        "moments_mae": float(off.mean()),
+        "magnitude_mae": float(np.abs(np.linalg.norm(found, axis=1) - length).mean()),
+    }
+    magnetic = length > MAGNETIC
+    if magnetic.any():
+        along = (found * wanted).sum(axis=1)[magnetic]
+        out["sign_errors"] = float((along < 0).mean())
+    for z in np.unique(numbers):
+        out[f"moments_mae_{chemical_symbols[z]}"] = float(off[numbers == z].mean())
     return out
 
 

@@ -1,7 +1,7 @@
 """Labelled frames from a file, checked before anything is trained on them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from e3sparse.errors import DataError, nearest
+from e3sparse.spins import SPINS, as_vectors, directions_of
 from e3sparse.structures import read_structures
 
 Array = NDArray[np.float64]
@@ -25,7 +26,8 @@ _SAME_ENERGY = 1e-3
 class LabelKeys(BaseModel):
     """Where the labels are in the file: MACE's names by default.
 
-    `energy`, `forces` and `stress` themselves mean what ASE puts into its calculator.
+    `energy`, `forces` and `stress` themselves mean what ASE puts into its calculator, and so does
+    `magmoms`. Moments and spins are read for magnetic models only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +35,8 @@ class LabelKeys(BaseModel):
     energy: str = "REF_energy"
     forces: str = "REF_forces"
     stress: str = "REF_stress"
+    moments: str = "REF_magmom"
+    spin: str = SPINS
 
 
 @dataclass(frozen=True)
@@ -42,19 +46,22 @@ class Frame:
     Attributes
     ----------
     atoms
-        Positions in Å, cell and species.
+        Positions in Å, cell and species; for magnetic models the array `"spin"` too.
     energy
         Total energy in eV.
     forces
         (N, 3) in eV/Å.
     stress
         (3, 3) in eV/Å³, positive under tension; None where there is no label.
+    moments
+        (N, 3) in μ_B, for magnetic models.
     """
 
     atoms: Atoms
     energy: float
     forces: Array
     stress: Array | None
+    moments: Array | None = None
 
 
 class Split(NamedTuple):
@@ -73,7 +80,14 @@ class Split(NamedTuple):
     isolated: dict[int, Frame]
 
 
-def read_split(path: str | Path, keys: LabelKeys, *, known: Sequence[int], cutoff: float) -> Split:
+def read_split(
+    path: str | Path,
+    keys: LabelKeys,
+    *,
+    known: Sequence[int],
+    cutoff: float,
+    magnetic: bool = False,
+) -> Split:
     """Read and check every frame of a file that ASE can read, and set isolated atoms apart.
 
     Parameters
@@ -87,6 +101,9 @@ def read_split(path: str | Path, keys: LabelKeys, *, known: Sequence[int], cutof
     cutoff
         Cutoff of the model in Å: an atom of a larger frame without a neighbour within it is
         refused.
+    magnetic
+        Whether moments and spins are read too. Where a frame has no spins, they are the
+        directions of its moments; atoms below 0.1 μ_B have none.
 
     Raises
     ------
@@ -101,7 +118,8 @@ def read_split(path: str | Path, keys: LabelKeys, *, known: Sequence[int], cutof
         where = f"Frame {number} of {path}"
         if len(atoms) > 1 or atoms.pbc.any():
             _check_neighbours(atoms, where, cutoff)
-            frames.append(_labelled(atoms, keys, where))
+            frame = _labelled(atoms, keys, where)
+            frames.append(_with_moments(frame, atoms, keys, where) if magnetic else frame)
             continue
         atom = Frame(_bare(atoms), _energy(atoms, keys, where), np.zeros((1, 3)), None)
         first, same = isolated.setdefault(int(atoms.numbers[0]), (number, atom))
@@ -129,6 +147,13 @@ def read_frames(
 def elements_of(frames: Iterable[Frame]) -> set[int]:
     """Return the atomic numbers that occur in the frames."""
     return {int(z) for frame in frames for z in frame.atoms.numbers}
+
+
+def average_neighbours(frames: Sequence[Frame], cutoff: float) -> float:
+    """Return how many neighbours an atom has within the cutoff (Å), over at most 100 frames."""
+    some = frames[:: max(1, len(frames) // 100)]
+    edges = sum(len(neighbor_list("i", frame.atoms, cutoff)) for frame in some)
+    return edges / sum(len(frame.atoms) for frame in some)
 
 
 def _check_neighbours(atoms: Atoms, where: str, cutoff: float) -> None:
@@ -166,6 +191,23 @@ def _labelled(atoms: Atoms, keys: LabelKeys, where: str) -> Frame:
     return Frame(_bare(atoms), energy, forces, stress)
 
 
+def _with_moments(frame: Frame, atoms: Atoms, keys: LabelKeys, where: str) -> Frame:
+    label = _label(atoms, keys.moments)
+    if label is None:
+        raise DataError(_missing(atoms, where, "moments", keys.moments))
+    moments = as_vectors(label, len(atoms), f"{where}: the moments '{keys.moments}'")
+    given = _label(atoms, keys.spin)
+    if given is None and keys.spin != SPINS:
+        raise DataError(_missing(atoms, where, "spin", keys.spin))
+    spins = (
+        directions_of(moments)
+        if given is None
+        else as_vectors(given, len(atoms), f"{where}: the spins '{keys.spin}'")
+    )
+    frame.atoms.set_array(SPINS, spins)
+    return replace(frame, moments=moments)
+
+
 def _energy(atoms: Atoms, keys: LabelKeys, where: str) -> float:
     energy = _label(atoms, keys.energy)
     if energy is None:
@@ -187,7 +229,7 @@ def _bare(atoms: Atoms) -> Atoms:
 
 
 def _label(atoms: Atoms, key: str) -> Array | None:
-    if key in ("energy", "forces", "stress") and atoms.calc is not None:
+    if key in ("energy", "forces", "stress", "magmoms") and atoms.calc is not None:
         try:
             return np.asarray(atoms.calc.get_property(key, atoms), dtype=float)
         except PropertyNotImplementedError:

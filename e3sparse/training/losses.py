@@ -1,4 +1,4 @@
-"""Weighted Huber losses on energy per atom, forces and stress."""
+"""Weighted Huber losses on energy per atom, forces, stress and magnetic moments."""
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -9,12 +9,12 @@ from e3sparse.training.data import Batch
 
 
 class Loss(BaseModel):
-    """L = w_E·H(ΔE/N) + w_F·H(ΔF) + w_S·H(Δσ), each a mean over its entries (paper §4.2).
+    """L = w_E·H(ΔE/N) + w_F·H(ΔF) + w_S·H(Δσ) + w_M·H(ΔM), each a mean (paper §4.1 and 4.2).
 
     Attributes
     ----------
-    energy, forces, stress
-        Weights, for errors in eV/atom, eV/Å and eV/Å³.
+    energy, forces, stress, moments
+        Weights, for errors in eV/atom, eV/Å, eV/Å³ and μ_B; the last for magnetic models.
     delta
         Where the Huber loss H turns from quadratic to linear, in the same units.
     """
@@ -24,6 +24,7 @@ class Loss(BaseModel):
     energy: float = Field(1.0, ge=0)
     forces: float = Field(1.0, ge=0)
     stress: float = Field(1.0, ge=0)
+    moments: float = Field(1.0, ge=0)
     delta: float = Field(0.01, gt=0)
 
     def __call__(self, predicted: Prediction, batch: Batch) -> Tensor:
@@ -37,4 +38,7 @@ class Loss(BaseModel):
             rows = batch.has_stress
             stress = huber_loss(predicted.stress[rows], batch.stress[rows], delta=self.delta)
             loss = loss + self.stress * stress
+        if predicted.moments is not None and batch.moments is not None:
+            moments = huber_loss(predicted.moments, batch.moments, delta=self.delta)
+            loss = loss + self.moments * moments
         return loss

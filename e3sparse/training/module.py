@@ -13,7 +13,7 @@ from e3sparse.injection import cached
 from e3sparse.training.data import Batch
 from e3sparse.training.evaluation import MEV
 from e3sparse.training.losses import Loss
-from e3sparse.training.optimizers import make_optimizer, set_averaged
+from e3sparse.training.optimizers import FRESH_LR, make_optimizer, set_averaged
 
 
 class FineTuning(LightningModule):
@@ -29,6 +29,8 @@ class FineTuning(LightningModule):
         The weighted loss.
     optimizer, lr
         See `e3sparse.training.optimizers`.
+    fresh_lr
+        Learning rate of layers that are no part of the base model.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class FineTuning(LightningModule):
         loss: Loss,
         optimizer: str,
         lr: float,
+        fresh_lr: float = FRESH_LR,
     ) -> None:
         super().__init__()
         self.model = potential.module
@@ -47,11 +50,12 @@ class FineTuning(LightningModule):
         self.loss = loss
         self.optimizer_name = optimizer
         self.lr = lr
+        self.fresh_lr = fresh_lr
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return what the optimizer holds."""
         if self.adapter is not None:
-            return self.adapter.parameters()
+            return self.adapter.parameters() + self.potential.fresh_parameters()
         return [p for p in self.model.parameters() if p.requires_grad]
 
     @property
@@ -60,11 +64,16 @@ class FineTuning(LightningModule):
         return self.adapter is None or self.adapter.settled
 
     def configure_optimizers(self) -> Any:
-        groups: list[ParamGroup]
+        groups: list[ParamGroup] = []
+        fresh = self.potential.fresh_parameters()
         if self.adapter is not None:
-            groups = self.adapter.param_groups(self.lr)
+            groups += self.adapter.param_groups(self.lr)
         else:
-            groups = [{"params": self.trained_parameters(), "lr": self.lr, "weight_decay": 0.0}]
+            new = set(fresh)
+            old = [p for p in self.trained_parameters() if p not in new]
+            groups.append({"params": old, "lr": self.lr, "weight_decay": 0.0})
+        if fresh:
+            groups.append({"params": fresh, "lr": self.fresh_lr, "weight_decay": 0.0})
         steps = int(self.trainer.estimated_stepping_batches)
         optimizer, scheduler = make_optimizer(self.optimizer_name, groups, steps)
         if scheduler is None:
@@ -113,14 +122,16 @@ class FineTuning(LightningModule):
     def validation_step(self, batch: Batch, index: int) -> None:
         with torch.enable_grad():
             predicted = self.potential.forward(batch.inputs)
-        stress = None if predicted.stress is None else predicted.stress.detach()
-        predicted = Prediction(predicted.energy.detach(), predicted.forces.detach(), stress)
+        predicted = _detached(predicted)
         frames, atoms = len(batch.atoms), len(batch.forces)
         energy_error = (predicted.energy - batch.energy) / batch.atoms
         forces_error = predicted.forces - batch.forces
         self._log_valid("loss", self.loss(predicted, batch), frames)
         self._log_valid("energy_mae", energy_error.abs().mean() * MEV, frames)
         self._log_valid("forces_mae", forces_error.abs().mean() * MEV, atoms)
+        if predicted.moments is not None and batch.moments is not None:
+            error = (predicted.moments - batch.moments).norm(dim=1)
+            self._log_valid("moments_mae", error.mean(), atoms)
 
     def on_validation_epoch_end(self) -> None:
         metrics = self.trainer.callback_metrics
@@ -132,3 +143,15 @@ class FineTuning(LightningModule):
 
     def _log_valid(self, name: str, value: Tensor, weight: int) -> None:
         self.log(f"valid/{name}", value.float(), batch_size=weight, on_epoch=True, sync_dist=True)
+
+
+def _detached(predicted: Prediction) -> Prediction:
+    def detach(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.detach()
+
+    return Prediction(
+        predicted.energy.detach(),
+        predicted.forces.detach(),
+        detach(predicted.stress),
+        moments=detach(predicted.moments),
+    )

@@ -5,38 +5,38 @@ import platform
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import yaml
-from ase.data import chemical_symbols
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from pydantic import ValidationError
 from rich.console import Console
 
 import e3sparse
 from e3sparse.adapter import Adapter
-from e3sparse.backends import Potential, load_potential
-from e3sparse.errors import ConfigError, DataError, Interrupted
+from e3sparse.backends import Potential
+from e3sparse.errors import ConfigError, Interrupted
 from e3sparse.files import replacing
 from e3sparse.training import figures
 from e3sparse.training.config import FinetuneConfig
 from e3sparse.training.data import FrameDataset, Frames, loader
+from e3sparse.training.energy_zero import choose_references, fate_of_isolated
 from e3sparse.training.evaluation import Predictions, error_table, errors, predict
-from e3sparse.training.frames import Frame, elements_of, read_split
+from e3sparse.training.frames import Frame, average_neighbours, elements_of
+from e3sparse.training.inputs import load_inputs
 from e3sparse.training.module import FineTuning
 from e3sparse.training.progress import RunProgress
-from e3sparse.training.references import fit_references
 
 CONFIG = "config.yaml"
 RESULTS = "results.json"
+SPIN_LAYERS = "spins"
 _LAST, _BEST = "last", "best"
 
 
@@ -86,20 +86,26 @@ def finetune(
     """
     console = console or Console()
     _check_folder(config.out, overwrite, resume)
-    splits, isolated, potential = _load_inputs(config)
+    potential, splits, isolated = load_inputs(config)
     console.print(
         f"{potential.name}: {sum(p.numel() for p in potential.module.parameters()):,} parameters, "
         + ", ".join(f"{len(frames)} {name}" for name, frames in splits.items())
         + " frames"
     )
     before = {name: predict(potential, frames) for name, frames in splits.items()}
-    references = _references(config, potential, splits["train"], before["train"], isolated["train"])
+    references = choose_references(
+        config, potential, splits["train"], before["train"], isolated["train"]
+    )
     for name, atoms in isolated.items():
         if atoms:
-            console.print(_fate_of_isolated(config, name, atoms))
+            console.print(fate_of_isolated(config, name, atoms))
     if isolated["train"] and references:
         off = errors(splits["train"], before["train"], references)["energy_mae"]
         console.print(f"With these references the base model is off by {off:.1f} meV/atom on train")
+    if config.magnetic:
+        potential = _with_spin_layers(config, potential, splits["train"])
+        count = sum(p.numel() for p in potential.fresh_parameters())
+        console.print(f"Spin-aware layers: {count:,} parameters, trained in full")
     adapter = _prepare(config, potential, splits["train"])
     if adapter is not None:
         adapter.energy_references.update(references)
@@ -111,7 +117,12 @@ def finetune(
     _write_config(config, potential)
 
     module = FineTuning(
-        potential, adapter, loss=config.loss, optimizer=config.optimizer, lr=config.learning_rate
+        potential,
+        adapter,
+        loss=config.loss,
+        optimizer=config.optimizer,
+        lr=config.learning_rate,
+        fresh_lr=config.spin_lr,
     )
     data = Frames(
         potential,
@@ -148,6 +159,8 @@ def finetune(
         adapter.merge()
     potential.shift_energies(references)
     potential.save(config.out / f"model{potential.suffix}")
+    if config.magnetic:
+        _save_spin_layers(config.out, potential, splits["train"])
     return RunResult(config.out, table, adapter)
 
 
@@ -174,101 +187,6 @@ def _check_folder(out: Path, overwrite: bool, resume: bool) -> None:
             )
 
 
-def _load_inputs(
-    config: FinetuneConfig,
-) -> tuple[dict[str, list[Frame]], dict[str, dict[int, Frame]], Potential]:
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    potential = load_potential(
-        config.model,
-        backend=config.backend,
-        device=device,
-        dtype=None if config.dtype is None else getattr(torch, config.dtype),
-        head=config.head,
-    )
-
-    isolated: dict[str, dict[int, Frame]] = {}
-
-    def read(name: str, path: Path) -> list[Frame]:
-        frames, isolated[name] = read_split(
-            path, config.keys, known=potential.species.numbers, cutoff=potential.cutoff
-        )
-        return frames
-
-    splits = {"train": read("train", config.train)}
-    if config.valid is not None:
-        splits["valid"] = read("valid", config.valid)
-    else:
-        splits["train"], splits["valid"] = _hold_out(config, splits["train"])
-    if config.test is not None:
-        splits["test"] = read("test", config.test)
-    return splits, isolated, potential
-
-
-def _hold_out(config: FinetuneConfig, frames: list[Frame]) -> tuple[list[Frame], list[Frame]]:
-    count = max(1, round(len(frames) * config.valid_fraction))
-    if count >= len(frames):
-        raise DataError(
-            f"{config.train} has {len(frames)} frames, too few to hold some out for validation: "
-            "give --valid."
-        )
-    order = np.random.default_rng(config.seed).permutation(len(frames))
-    return [frames[i] for i in order[count:]], [frames[i] for i in order[:count]]
-
-
-def _fits_references(config: FinetuneConfig) -> bool:
-    return config.e0s == "fit" or config.method == "scratch"
-
-
-def _references(
-    config: FinetuneConfig,
-    potential: Potential,
-    frames: Sequence[Frame],
-    predicted: Predictions,
-    isolated: dict[int, Frame],
-) -> dict[int, float]:
-    if _fits_references(config):
-        known = _shifts_of_isolated(config, potential, isolated)
-        return fit_references(frames, predicted.energy, known)
-    off = errors(frames, predicted)["energy_mae"]
-    if off > 1000.0:
-        raise DataError(
-            f"With --e0s keep the base model's energies are off by {off / 1000:.1f} eV/atom on "
-            f"{config.train}: the labels have another zero of energy. Use --e0s fit."
-        )
-    return {}
-
-
-def _shifts_of_isolated(
-    config: FinetuneConfig, potential: Potential, isolated: dict[int, Frame]
-) -> dict[int, float]:
-    if not isolated:
-        return {}
-    predicted = predict(potential, list(isolated.values())).energy
-    shifts = {}
-    for (number, frame), energy in zip(isolated.items(), predicted, strict=True):
-        if not np.isfinite(energy):
-            raise DataError(
-                f"The base model gives an isolated {chemical_symbols[number]} atom an energy of "
-                f"{energy}, so the one in {config.train} cannot be its reference. Remove that "
-                "frame: the shift is then fitted on the others."
-            )
-        shifts[number] = frame.energy - float(energy)
-    return shifts
-
-
-def _fate_of_isolated(config: FinetuneConfig, split: str, isolated: dict[int, Frame]) -> str:
-    if split != "train":
-        fate = "left out"
-    elif _fits_references(config):
-        fate = "their labels set the energy references"
-    else:
-        fate = "not used (--e0s keep)"
-    symbols = ", ".join(chemical_symbols[z] for z in sorted(isolated))
-    return f"Isolated atoms in {getattr(config, split)} ({symbols}): {fate}"
-
-
 def _prepare(config: FinetuneConfig, potential: Potential, train: list[Frame]) -> Adapter | None:
     if config.method == "scratch":
         potential.reinitialize(config.seed)
@@ -279,6 +197,31 @@ def _prepare(config: FinetuneConfig, potential: Potential, train: list[Frame]) -
     )
     adapter.freeze_absent_species(elements_of(train))
     return adapter
+
+
+def _with_spin_layers(
+    config: FinetuneConfig, potential: Potential, train: list[Frame]
+) -> Potential:
+    # Its layers are e3nn's, which a run without spins has no need to import.
+    from e3sparse.magnetism import add_spins
+
+    settings = {
+        "spin_orbit": config.spin_orbit,
+        "average_neighbours": average_neighbours(train, potential.cutoff),
+    }
+    try:
+        return add_spins(potential, seed=config.seed, **settings | config.spin_settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"Settings are wrong: spin_settings.{where}: {first['msg']}.") from None
+
+
+def _save_spin_layers(out: Path, potential: Potential, train: list[Frame]) -> None:
+    from e3sparse.magnetism import MagneticPotential, save
+
+    assert isinstance(potential, MagneticPotential)
+    save(potential, out / SPIN_LAYERS, elements_of(train))
 
 
 def _fit(config: FinetuneConfig, module: FineTuning, data: Frames, resume: bool) -> None:
@@ -309,7 +252,7 @@ def _fit(config: FinetuneConfig, module: FineTuning, data: Frames, resume: bool)
             strategy="auto" if config.devices == 1 else "ddp_spawn",
             max_epochs=config.epochs if config.max_steps is None else -1,
             max_steps=config.max_steps or -1,
-            check_val_every_n_epoch=config.valid_every,
+            **_validations(config, len(data.train_dataloader())),
             num_sanity_val_steps=0,
             inference_mode=False,
             log_every_n_steps=1,
@@ -331,6 +274,13 @@ def _fit(config: FinetuneConfig, module: FineTuning, data: Frames, resume: bool)
     best = checkpoints / f"{_BEST}.ckpt"
     state = torch.load(best, map_location=module.device, weights_only=False)["state_dict"]
     module.load_state_dict(state)
+
+
+def _validations(config: FinetuneConfig, steps_per_epoch: int) -> dict[str, Any]:
+    """Return when to validate, in Lightning's words: at the end at least."""
+    if config.max_steps is None or config.max_steps >= config.valid_every * steps_per_epoch:
+        return {"check_val_every_n_epoch": config.valid_every}
+    return {"check_val_every_n_epoch": None, "val_check_interval": config.max_steps}
 
 
 def _write_config(config: FinetuneConfig, potential: Potential) -> None:
@@ -367,6 +317,7 @@ def _write_results(
             "updated": counts.updated,
             "entries": counts.entries,
             "parameters": counts.parameters,
+            "fresh": sum(p.numel() for p in potential.fresh_parameters()),
         }
     with replacing(out / RESULTS) as temporary:
         pd.Series(summary).to_json(temporary, indent=1)

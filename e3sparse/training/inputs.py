@@ -1,0 +1,82 @@
+"""What a run starts from: the base model and the frames of each split."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from e3sparse.backends import Potential, load_potential
+from e3sparse.errors import DataError
+from e3sparse.training.config import FinetuneConfig
+from e3sparse.training.frames import Frame, read_split
+
+
+class Inputs(NamedTuple):
+    """A model and its data.
+
+    Attributes
+    ----------
+    potential
+        The base model.
+    splits
+        Frames of `"train"`, `"valid"` and, if there is one, `"test"`.
+    isolated
+        Isolated atoms of each file, by atomic number.
+    """
+
+    potential: Potential
+    splits: dict[str, list[Frame]]
+    isolated: dict[str, dict[int, Frame]]
+
+
+def load_inputs(config: FinetuneConfig) -> Inputs:
+    """Load the model and read every file.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As `load_potential` and `read_split` do, or if too few frames are left to hold some out.
+    """
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    potential = load_potential(
+        config.model,
+        backend=config.backend,
+        device=device,
+        dtype=None if config.dtype is None else getattr(torch, config.dtype),
+        head=config.head,
+    )
+
+    isolated: dict[str, dict[int, Frame]] = {}
+
+    def read(name: str, path: Path) -> list[Frame]:
+        frames, isolated[name] = read_split(
+            path,
+            config.keys,
+            known=potential.species.numbers,
+            cutoff=potential.cutoff,
+            magnetic=config.magnetic,
+        )
+        return frames
+
+    splits = {"train": read("train", config.train)}
+    if config.valid is not None:
+        splits["valid"] = read("valid", config.valid)
+    else:
+        splits["train"], splits["valid"] = _hold_out(config, splits["train"])
+    if config.test is not None:
+        splits["test"] = read("test", config.test)
+    return Inputs(potential, splits, isolated)
+
+
+def _hold_out(config: FinetuneConfig, frames: list[Frame]) -> tuple[list[Frame], list[Frame]]:
+    count = max(1, round(len(frames) * config.valid_fraction))
+    if count >= len(frames):
+        raise DataError(
+            f"{config.train} has {len(frames)} frames, too few to hold some out for validation: "
+            "give --valid."
+        )
+    order = np.random.default_rng(config.seed).permutation(len(frames))
+    return [frames[i] for i in order[count:]], [frames[i] for i in order[:count]]
