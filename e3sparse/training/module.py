@@ -97,6 +97,11 @@ class FineTuning(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
         if self.adapter is not None:
             self.adapter.step(self._progress())
+        # Lightning validates when it is told to stop, but not where its steps run out: the end of
+        # the training, the only time of the final sparsity perhaps, would not count.
+        if self.trainer.global_step == self.trainer.max_steps:
+            self.trainer.check_val_every_n_epoch = 1
+            self.trainer.should_stop = True
 
     def _progress(self) -> float:
         return self.trainer.global_step / int(self.trainer.estimated_stepping_batches)

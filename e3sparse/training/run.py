@@ -252,7 +252,7 @@ def _fit(config: FinetuneConfig, module: FineTuning, data: Frames, resume: bool)
             strategy="auto" if config.devices == 1 else "ddp_spawn",
             max_epochs=config.epochs if config.max_steps is None else -1,
             max_steps=config.max_steps or -1,
-            **_validations(config, len(data.train_dataloader())),
+            check_val_every_n_epoch=config.valid_every,
             num_sanity_val_steps=0,
             inference_mode=False,
             log_every_n_steps=1,
@@ -274,13 +274,6 @@ def _fit(config: FinetuneConfig, module: FineTuning, data: Frames, resume: bool)
     best = checkpoints / f"{_BEST}.ckpt"
     state = torch.load(best, map_location=module.device, weights_only=False)["state_dict"]
     module.load_state_dict(state)
-
-
-def _validations(config: FinetuneConfig, steps_per_epoch: int) -> dict[str, Any]:
-    """Return when to validate, in Lightning's words: at the end at least."""
-    if config.max_steps is None or config.max_steps >= config.valid_every * steps_per_epoch:
-        return {"check_val_every_n_epoch": config.valid_every}
-    return {"check_val_every_n_epoch": None, "val_check_interval": config.max_steps}
 
 
 def _write_config(config: FinetuneConfig, potential: Potential) -> None:

@@ -142,6 +142,19 @@ def test_resumed_equals_uninterrupted(tiny_checkpoint, data_files, tmp_path, mon
     assert steps.max() >= 11
 
 
+@pytest.mark.parametrize(("steps", "valid_every"), [(2, 1), (5, 2), (7, 3)])
+def test_training_that_ends_within_an_epoch_is_validated_at_its_end(
+    steps, valid_every, tiny_checkpoint, data_files, tmp_path
+):
+    settings = {"max_steps": steps, "valid_every": valid_every}
+    settings["method_settings"] = {"target_sparsity": 0.9}
+    made = config(tiny_checkpoint, data_files, tmp_path / "run", **settings)
+    result = finetune(made)
+    metrics = pd.read_csv(tmp_path / "run" / "metrics.csv").dropna(subset=["valid/loss"])
+    assert metrics["step"].max() == steps - 1
+    assert result.adapter.sparsity().layerwise == pytest.approx(0.9, abs=0.01)
+
+
 def test_only_the_delta_gets_gradients(tiny_checkpoint, data_files):
     potential = load(tiny_checkpoint)
     adapter = potential.patch("linear", "dense")
