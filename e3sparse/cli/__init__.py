@@ -1,4 +1,4 @@
-"""The command line: fine-tune, evaluate, check, merge, inspect, compare."""
+"""The command line: fine-tune, evaluate, check, merge, inspect, compare, convert."""
 
 import errno
 import sys
@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from e3sparse.cli.check import check
 from e3sparse.cli.commands import add_command, installed_commands
+from e3sparse.cli.convert import convert
 from e3sparse.cli.finetune import finetune
 from e3sparse.cli.models import evaluate, inspect, merge
 from e3sparse.cli.results import compare, diff
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (finetune, evaluate, check, merge, inspect, compare):
+for command in (finetune, evaluate, check, merge, inspect, compare, convert):
     app.command()(command)
 adapters_app = typer.Typer(help="Look at saved adapters.", no_args_is_help=True)
 adapters_app.command("diff")(diff)

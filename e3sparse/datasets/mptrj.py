@@ -1,0 +1,122 @@
+"""MPtrj, the relaxations of the Materials Project that CHGNet was trained on (Deng et al. 2023)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import ijson
+import numpy as np
+from ase import Atoms, units
+from pydantic import BaseModel, Field, ValidationError
+
+from e3sparse.datasets.base import Entry, Format, numbers_of, problems
+from e3sparse.errors import DataError
+
+KBAR = 0.1 * units.GPa
+
+Vector = Annotated[list[float], Field(min_length=3, max_length=3)]
+Matrix = Annotated[list[Vector], Field(min_length=3, max_length=3)]
+
+
+class _Species(BaseModel):
+    element: str
+    occu: float = 1.0
+
+
+class _Site(BaseModel):
+    species: Annotated[list[_Species], Field(min_length=1)]
+    abc: Vector
+
+
+class _Lattice(BaseModel):
+    matrix: Matrix
+
+
+class _Structure(BaseModel):
+    """The dictionary that pymatgen makes of a `Structure`."""
+
+    lattice: _Lattice
+    sites: list[_Site]
+
+
+class _Frame(BaseModel):
+    structure: _Structure
+    uncorrected_total_energy: float
+    corrected_total_energy: float | None = None
+    force: list[Vector]
+    stress: Matrix | None = None
+    magmom: list[float] | None = None
+
+
+class MPtrj(Format):
+    """`MPtrj_2022.9_full.json`: material by frame, each with a pymatgen structure.
+
+    `REF_energy` is the uncorrected energy of VASP, to which the forces belong; the corrected one
+    of the Materials Project is kept as `corrected_total_energy`. Stresses are VASP's, in kbar and
+    positive under compression: `REF_stress` has the other sign. Moments are those of collinear
+    calculations, with their signs; frames without any have no `REF_magmom`. The file is read as
+    a stream, one material at a time.
+    """
+
+    name: ClassVar[str] = "mptrj"
+
+    def length(self, source: Path) -> int | None:
+        """Return the size of the file in bytes."""
+        return source.stat().st_size if source.is_file() else None
+
+    def entries(self, source: Path) -> Iterator[Entry | DataError]:
+        """Yield the frames, material by material; see `Format.entries`."""
+        if not source.is_file():
+            raise DataError(f"There is no file {source}: give MPtrj's JSON file.")
+        with open(source, "rb") as file:
+            try:
+                for material, frames in ijson.kvitems(file, "", use_float=True):
+                    if not isinstance(frames, dict):
+                        raise DataError(
+                            f"{source}: '{material}' holds no frames by name, as a material of "
+                            "MPtrj does. Is it another file?"
+                        )
+                    for name, frame in frames.items():
+                        where = f"Frame {name} of {material} in {source}"
+                        try:
+                            yield _entry(frame, str(material), str(name), where, file.tell())
+                        except DataError as error:
+                            yield error
+            except ijson.JSONError as error:
+                raise DataError(
+                    f"{source} is not JSON from beginning to end ({str(error).splitlines()[0]}): "
+                    "is the download complete?"
+                ) from error
+
+
+def _entry(frame: Any, material: str, name: str, where: str, position: int) -> Entry:
+    try:
+        read = _Frame.model_validate(frame)
+    except ValidationError as error:
+        raise DataError(f"{where} is not as MPtrj's frames are: {problems(error)}.") from error
+    info: dict[str, str | float] = {"config_type": "mptrj", "mp_id": material, "frame_id": name}
+    if read.corrected_total_energy is not None:
+        info["corrected_total_energy"] = read.corrected_total_energy
+    return Entry(
+        where=where,
+        group=material,
+        atoms=_atoms(read.structure, where),
+        energy=read.uncorrected_total_energy,
+        forces=np.array(read.force, dtype=float).reshape(-1, 3),
+        stress=None if read.stress is None else -KBAR * np.array(read.stress),
+        moments=None if read.magmom is None else np.array(read.magmom),
+        info=info,
+        position=position,
+    )
+
+
+def _atoms(structure: _Structure, where: str) -> Atoms:
+    for number, site in enumerate(structure.sites):
+        if len(site.species) > 1 or abs(site.species[0].occu - 1) > 1e-6:
+            raise DataError(f"{where}: site {number} is disordered, which no calculation is.")
+    return Atoms(
+        numbers_of((site.species[0].element for site in structure.sites), where),
+        scaled_positions=np.array([site.abc for site in structure.sites]).reshape(-1, 3),
+        cell=structure.lattice.matrix,
+        pbc=True,
+    )
