@@ -62,7 +62,9 @@ def convert(
         TimeRemainingColumn(),
     )
     frames = 0
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         bar = progress.add_task("Reading", total=total)
 
         def advance(position: int) -> None:

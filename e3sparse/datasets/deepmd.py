@@ -87,7 +87,9 @@ class _System:
                     f"{part / key}.npy has shape {array.shape}, expected ({frames}, {expected}) "
                     f"for {frames} frames of {atoms} atoms."
                 )
-        types = arrays.pop(_TYPES, np.tile(self.types, (frames, 1))).reshape(frames, atoms)
+        types = np.broadcast_to(self.types, (frames, atoms))
+        if _TYPES in arrays:
+            types = arrays.pop(_TYPES).reshape(frames, atoms)
         for i in range(frames):
             where = f"Frame {i} of {part}"
             try:

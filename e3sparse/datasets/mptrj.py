@@ -85,7 +85,7 @@ class MPtrj(Format):
             except ijson.JSONError as error:
                 raise DataError(
                     f"{source} is not JSON from beginning to end ({str(error).splitlines()[0]}): "
-                    "is the download complete?"
+                    "is the download complete, and without NaN?"
                 ) from error
 
 
