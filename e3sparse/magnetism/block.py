@@ -16,7 +16,7 @@ from torch.nn.functional import silu
 
 from e3sparse.errors import ConfigError
 from e3sparse.magnetism.embedding import SpinEmbedding
-from e3sparse.magnetism.irreps import SPIN, Graded, reachable
+from e3sparse.magnetism.irreps import Graded, reachable
 from e3sparse.magnetism.products import GradedConvolution, GradedDot, GradedTensorProduct
 
 _NONE = o3.Irreps("")
@@ -138,15 +138,15 @@ class SpinBlock(nn.Module):
             [settings.radial_basis, width, width, self.convolution.weight_numel], silu
         )
 
-        self.dot = GradedDot(hidden)
+        self.dot = self._dot(hidden)
         self.energy = FullyConnectedNet([2 * self.dot.dim, settings.readout_width, 1], silu)
         with torch.no_grad():
             list(self.energy.parameters())[-1].zero_()
 
-        vectors = hidden[SPIN.t].slices()
-        self._vectors = [
-            s for s, (_, ir) in zip(vectors, hidden[SPIN.t], strict=True) if ir == (SPIN.l, SPIN.p)
-        ]
+        spin = self.embedding.irrep(1)
+        self._stream = spin.t
+        vectors = zip(hidden[spin.t].slices(), hidden[spin.t], strict=True)
+        self._vectors = [s for s, (_, ir) in vectors if ir == (spin.l, spin.p)]
         count = 2 * sum((s.stop - s.start) // 3 for s in self._vectors)
         self.moment = FullyConnectedNet(
             [scalars + self.dot.dim, settings.readout_width, count], silu
@@ -154,6 +154,9 @@ class SpinBlock(nn.Module):
 
     def _embedding(self, settings: SpinSettings) -> SpinEmbedding:
         return SpinEmbedding(settings.channels, settings.lmax)
+
+    def _dot(self, hidden: Graded[o3.Irreps]) -> GradedDot:
+        return GradedDot(hidden)
 
     def forward(
         self, nodes: Tensor, edge_index: Tensor, edge_vectors: Tensor, spins: Tensor
@@ -192,7 +195,7 @@ class SpinBlock(nn.Module):
         around = seen.map(lambda x: self._gather(x, receivers, len(nodes)))  # n
         gates = self.moment(torch.cat([scalars, self.dot(augmented, around)], dim=1))  # (N, C)
         vectors = [
-            stream[SPIN.t][:, s].reshape(len(nodes), -1, 3)
+            stream[self._stream][:, s].reshape(len(nodes), -1, 3)
             for stream in (augmented, around)
             for s in self._vectors
         ]

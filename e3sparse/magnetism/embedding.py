@@ -4,7 +4,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from e3sparse.magnetism.irreps import EVEN, Graded, Irrep, graded
+from e3sparse.magnetism.irreps import EVEN, ODD, PARITIES, SPIN, Graded, Irrep, graded
 
 SHORT = 0.5
 """Spins shorter than this (in units of what is given: 1 for directions, μ_B for moments) fade."""
@@ -42,35 +42,34 @@ class SpinEmbedding(nn.Module):
     time parity is (-1)^l. That of l = 0 is |u|², so that an atom without a spin has no feature.
     """
 
-    degree_parity: int = 1
-    """Parity of u under inversion. A polar one, as in the paper, is what the tests are to catch."""
-
     def __init__(self, channels: int = 16, lmax: int = 3) -> None:
         super().__init__()
-        found = {Irrep(k, self.degree_parity**k, (-1) ** k) for k in range(lmax + 1)}
+        found = {self.irrep(degree) for degree in range(lmax + 1)}
         single = graded(found, 1)
         self.irreps_out: Graded[o3.Irreps] = graded(found, channels)
+        vector = o3.Irrep(1, self.irrep(1).p)
+        self.streams = [t for t in PARITIES if single[t].dim]
         self.harmonics = nn.ModuleList(
             o3.SphericalHarmonics(
-                stream, normalize=False, normalization="component", irreps_in=self._vector()
+                single[t], normalize=False, normalization="component", irreps_in=str(vector)
             )
-            for stream in (single.even, single.odd)
+            for t in self.streams
         )
-        self.linear = nn.ModuleList(
-            o3.Linear(single[t], self.irreps_out[t], internal_weights=True) for t in (1, -1)
-        )
+        self.linear = nn.ModuleList(o3.Linear(single[t], self.irreps_out[t]) for t in self.streams)
 
-    def _vector(self) -> str:
-        return "1e" if self.degree_parity == 1 else "1o"
+    @staticmethod
+    def irrep(degree: int) -> Irrep:
+        """Return what a harmonic of a spin is."""
+        return Irrep(degree, SPIN.p**degree, SPIN.t**degree)
 
     def forward(self, spins: Tensor) -> Graded[Tensor]:
         """Embed spins (N, 3)."""
         u = direction(spins)
-        streams = []
-        for t, harmonics, linear in zip((1, -1), self.harmonics, self.linear, strict=True):
+        streams = dict.fromkeys(PARITIES, u[:, :0])
+        for t, harmonics, linear in zip(self.streams, self.harmonics, self.linear, strict=True):
             values = harmonics(u)  # (N, Σ 2l+1)
             if t == EVEN:
                 size = u.square().sum(dim=1, keepdim=True)
                 values = torch.cat([size * values[:, :1], values[:, 1:]], dim=1)
-            streams.append(linear(values))
-        return Graded(*streams)
+            streams[t] = linear(values)
+        return Graded(streams[EVEN], streams[ODD])
