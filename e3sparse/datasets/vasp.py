@@ -3,7 +3,9 @@
 import bz2
 import gzip
 import lzma
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
@@ -15,6 +17,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from e3sparse.datasets.base import Array, Entry, Format
 from e3sparse.errors import DataError
 
+_TAGS = re.compile(r"<(calculation|scstep)\b")
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
@@ -25,7 +28,9 @@ class VASP(Format):
     atoms and ASE reads those of every ionic step from an OUTCAR (they are there if LORBIT was
     set), collinear or not. `REF_energy` is the free energy, of which the forces and the stress
     are derivatives; the energy extrapolated to zero smearing is kept as `energy_sigma0`.
-    Non-collinear moments refer to the frame that SAXIS sets, which is x, y, z by default.
+    Non-collinear moments refer to the frame that SAXIS sets, which is x, y, z by default. A step
+    whose SCF did not converge is faulty: VASP 6 says so in the OUTCAR, and in a vasprun.xml it has
+    NELM electronic steps; OUTCARs of VASP 5 do not tell.
     """
 
     name: ClassVar[str] = "vasp"
@@ -34,16 +39,60 @@ class VASP(Format):
         """Yield the ionic steps, file by file; see `Format.entries`."""
         files = _files(source)
         for path in files:
-            noncollinear = _is_outcar(path) and _is_noncollinear(path)
             name = path.parent.relative_to(source).as_posix() if source.is_dir() else path.name
             images = _images(path)
             if not images:
                 raise DataError(f"{path} holds no finished ionic step.")
+            log = _Log.read(path)
             for number, atoms in enumerate(images):
                 try:
-                    yield _entry(atoms, f"Step {number} of {path}", str(path), name, noncollinear)
+                    yield _entry(atoms, number, log, path, name)
                 except DataError as error:
                     yield error
+
+
+@dataclass
+class _Log:
+    """What a file says that ASE does not pass on.
+
+    Attributes
+    ----------
+    noncollinear
+        Whether LNONCOLLINEAR is set.
+    unconverged
+        Ionic steps of an OUTCAR whose SCF says that it did not converge.
+    electronic
+        Number of electronic steps in each ionic step of a vasprun.xml.
+    """
+
+    noncollinear: bool = False
+    unconverged: set[int] = field(default_factory=set)
+    electronic: list[int] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> "_Log":
+        log, step = cls(), 0
+        file: TextIO
+        with _OPENERS.get(path.suffix, open)(path, "rt", errors="replace") as file:
+            for line in file:
+                if "LNONCOLLINEAR =" in line:
+                    log.noncollinear = line.split("=")[1].split()[0].startswith("T")
+                elif "EDIFF was not reached" in line:
+                    log.unconverged.add(step)
+                elif "FREE ENERGIE OF THE ION-ELECTRON SYSTEM" in line:
+                    step += 1
+                else:
+                    for tag in _TAGS.findall(line):
+                        if tag == "calculation":
+                            log.electronic.append(0)
+                        elif log.electronic:
+                            log.electronic[-1] += 1
+        return log
+
+    def converged(self, step: int, most: int | None) -> bool:
+        """Tell whether the SCF of an ionic step ended before NELM, as far as is known."""
+        few = most is None or step >= len(self.electronic) or self.electronic[step] < most
+        return step not in self.unconverged and few
 
 
 def _files(source: Path) -> list[Path]:
@@ -76,25 +125,16 @@ def _images(path: Path) -> list[Atoms]:
     return images
 
 
-def _is_noncollinear(outcar: Path) -> bool:
-    """Tell by the settings, which stand before the first electronic step."""
-    file: TextIO
-    with _OPENERS.get(outcar.suffix, open)(outcar, "rt", errors="replace") as file:
-        for line in file:
-            if "LNONCOLLINEAR" in line:
-                return line.split("=")[1].split()[0].startswith("T")
-            if "Iteration" in line:
-                break
-    return False
-
-
-def _entry(atoms: Atoms, where: str, group: str, name: str, noncollinear: bool) -> Entry:
+def _entry(atoms: Atoms, number: int, log: _Log, path: Path, name: str) -> Entry:
+    where = f"Step {number} of {path}"
     results: dict[str, Any] = {} if atoms.calc is None else atoms.calc.results
     missing = [key for key in ("free_energy", "forces") if results.get(key) is None]
     if missing:
         raise DataError(f"{where} has no {' and no '.join(missing).replace('_', ' ')}.")
+    if not log.converged(number, atoms.calc.parameters.get("nelm")):
+        raise DataError(f"{where}: the SCF did not converge, so its forces are not right.")
     moments: Array | None = results.get("magmoms")
-    if noncollinear and moments is not None and moments.ndim == 1:
+    if log.noncollinear and moments is not None and moments.ndim == 1:
         raise DataError(
             f"{where} is non-collinear, but ASE finds only one component of its moments. A cell of "
             "a single atom is one cause: repeat the calculation in a doubled cell."
@@ -105,7 +145,7 @@ def _entry(atoms: Atoms, where: str, group: str, name: str, noncollinear: bool) 
         info["energy_sigma0"] = float(results["energy"])
     return Entry(
         where=where,
-        group=group,
+        group=str(path),
         atoms=Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True),
         energy=float(results["free_energy"]),
         forces=np.asarray(results["forces"], dtype=float),

@@ -115,6 +115,20 @@ def test_a_vasprun_that_broke_off_names_the_step(tmp_path, converted):
     assert len(converted("vasp", path, skip_faulty=True)) == 2
 
 
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_outcar, "OUTCAR"), (write_vasprun, "vasprun.xml")]
+)
+def test_a_step_whose_scf_did_not_converge_is_faulty(tmp_path, converted, write, name):
+    frames = steps(3)
+    path = write(tmp_path / name, frames, unconverged=[1])
+    with pytest.raises(DataError, match=f"Step 1 of {path}: the SCF did not converge"):
+        converted("vasp", path)
+    first, last = converted("vasp", path, skip_faulty=True)
+    np.testing.assert_allclose(first.arrays["REF_forces"], frames[0].forces, atol=1e-6)
+    np.testing.assert_allclose(last.arrays["REF_forces"], frames[2].forces, atol=1e-6)
+    assert len(converted("vasp", write(tmp_path / name, frames))) == 3
+
+
 def test_unfinished_nothing_and_other_files_are_refused(tmp_path, converted):
     path = write_outcar(tmp_path / "OUTCAR", steps(1))
     path.write_text(path.read_text().replace("FREE ENERGIE", "NO ENERGY"))

@@ -12,11 +12,13 @@ from published import KBAR, Known
 ORDER = ((0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (2, 0))
 """Of the stress components in an OUTCAR: XX YY ZZ XY YZ ZX."""
 
+NELM = 4
+
 
 def write_outcar(
-    path: Path, frames: list[Known], *, noncollinear: bool = False, order=ORDER
+    path: Path, frames: list[Known], *, noncollinear: bool = False, order=ORDER, unconverged=()
 ) -> Path:
-    """Write ionic steps as an OUTCAR; stress in kbar, positive under compression."""
+    """Write ionic steps as an OUTCAR of VASP 6; stress in kbar, positive under compression."""
     path.parent.mkdir(parents=True, exist_ok=True)
     symbols = list(frames[0].atoms.symbols)
     kinds = list(dict.fromkeys(symbols))
@@ -29,7 +31,12 @@ def write_outcar(
     ]
     for step, frame in enumerate(frames, start=1):
         lines += [f"----- Iteration {step:6d}(   1)  -----"]
-        lines += _moments(frame)
+        reached = (
+            "EDIFF was not reached (unconverged)"
+            if step - 1 in unconverged
+            else ("because EDIFF is reached")
+        )
+        lines += [f"------------------------ aborting loop {reached} ---", *_moments(frame)]
         stress = [-frame.stress[i, j] / KBAR for i, j in order]
         lines += [
             "  FORCE on cell =-STRESS in cart. coord.  units (eV):",
@@ -86,31 +93,36 @@ def _row(values, width: int, digits: int) -> str:
     return "".join(f"{value:{width}.{digits}f}" for value in values)
 
 
-def write_vasprun(path: Path, frames: list[Known]) -> Path:
-    """Write ionic steps as a vasprun.xml."""
+def write_vasprun(path: Path, frames: list[Known], *, unconverged=()) -> Path:
+    """Write ionic steps as a vasprun.xml; those with NELM electronic steps are not converged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     symbols = frames[0].atoms.symbols
     atoms = "".join(f"<rc><c>{symbol} </c><c>1</c></rc>" for symbol in symbols)
     path.write_text(
         '<?xml version="1.0" encoding="ISO-8859-1"?><modeling><kpoints>'
         f"{_varray('kpointlist', [[0, 0, 0]])}{_varray('weights', [[1]])}</kpoints>"
-        '<parameters><separator name="electronic"><i name="PSTRESS">0.0</i></separator>'
+        '<parameters><separator name="electronic"><i name="PSTRESS">0.0</i>'
+        f'<i type="int" name="NELM">{NELM}</i></separator>'
         f'</parameters><atominfo><array name="atoms"><set>{atoms}</set></array></atominfo>'
         f'<structure name="initialpos">{_structure(frames[0])}</structure>'
-        + "".join(_calculation(frame) for frame in frames)
+        + "".join(
+            _calculation(frame, NELM if i in unconverged else NELM - 1)
+            for i, frame in enumerate(frames)
+        )
         + "</modeling>"
     )
     return path
 
 
-def _calculation(frame: Known) -> str:
+def _calculation(frame: Known, electronic: int) -> str:
     energies = (
         f'<energy><i name="e_fr_energy">{frame.energy:.8f}</i>'
         f'<i name="e_wo_entrp">{frame.energy + 0.02:.8f}</i>'
         f'<i name="e_0_energy">{frame.energy + 0.01:.8f}</i></energy>'
     )
     return (
-        f"<calculation><scstep>{energies}</scstep><structure>{_structure(frame)}</structure>"
+        f"<calculation>{electronic * f'<scstep>{energies}</scstep>'}"
+        f"<structure>{_structure(frame)}</structure>"
         f"{_varray('forces', frame.forces)}{_varray('stress', -frame.stress / KBAR)}{energies}"
         "</calculation>"
     )
