@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import ijson
 import numpy as np
 from ase import Atoms, units
 from pydantic import BaseModel, Field, ValidationError
 
 from e3sparse.datasets.base import Entry, Format, numbers_of, problems
-from e3sparse.errors import DataError
+from e3sparse.errors import ConfigError, DataError
 
 KBAR = 0.1 * units.GPa
 
@@ -68,6 +67,12 @@ class MPtrj(Format):
         """Yield the frames, material by material; see `Format.entries`."""
         if not source.is_file():
             raise DataError(f"There is no file {source}: give MPtrj's JSON file.")
+        try:
+            import ijson
+        except ImportError as error:
+            raise ConfigError(
+                "MPtrj is read with ijson, which is not here: pip install 'e3sparse[datasets]'."
+            ) from error
         with open(source, "rb") as file:
             try:
                 for material, frames in ijson.kvitems(file, "", use_float=True):

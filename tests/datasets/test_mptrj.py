@@ -1,6 +1,7 @@
 """MPtrj: units, signs and moments, and one sentence for each damaged frame."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from published import KBAR, assert_same, known, mptrj_frame, write_mptrj
 
 from e3sparse.datasets import MPtrj
-from e3sparse.errors import DataError
+from e3sparse.errors import ConfigError, DataError
 
 
 @given(
@@ -131,3 +132,10 @@ def test_only_one_material_is_held_at_a_time(tmp_path):
     assert positions[0] < MPtrj().length(path) / 3
     assert positions == sorted(positions)
     assert positions[-1] <= MPtrj().length(path)
+
+
+def test_without_ijson_one_sentence_says_what_to_install(tmp_path, monkeypatch):
+    path = write_mptrj(tmp_path / "m.json", {"mp-1": [known(0)]})
+    monkeypatch.setitem(sys.modules, "ijson", None)
+    with pytest.raises(ConfigError, match=r"e3sparse\[datasets\]"):
+        list(MPtrj().entries(path))
