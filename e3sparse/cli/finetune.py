@@ -75,7 +75,7 @@ def finetune(
     spin_lr: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate of the spin-aware layers.  (default 0.005)",
+            help="Learning rate of the spin-aware layers.  (default 0.01)",
             rich_help_panel=_MAGNETISM,
         ),
     ] = None,

@@ -121,7 +121,8 @@ def load(potential: Potential, directory: str | Path) -> MagneticPotential:
             f"('{config.backbone}')."
         )
     here = clebsch_gordan_probe()
-    if here and not np.allclose(here, config.clebsch_gordan, atol=1e-6):
+    there = config.clebsch_gordan
+    if here and (len(here) != len(there) or not np.allclose(here, there, atol=1e-6)):
         raise AdapterFileError(
             f"{folder} was made with e3nn {config.e3nn_version}, whose Clebsch-Gordan coefficients "
             f"differ in sign or order from e3nn {e3nn_version()} here. Use an e3nn of its line."

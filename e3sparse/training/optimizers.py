@@ -12,7 +12,7 @@ from e3sparse.deltas import ParamGroup
 
 Made = tuple[Optimizer, LRScheduler | None]
 
-FRESH_LR = 5e-3
+FRESH_LR = 1e-2
 """Learning rate of layers that start from random weights."""
 
 

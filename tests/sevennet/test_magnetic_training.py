@@ -1,0 +1,259 @@
+"""From frames with moments to a run with spin-aware layers, by the command line and back."""
+
+import json
+
+import ase.io
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ase.build import molecule
+from support import load
+
+from e3sparse import magnetism
+from e3sparse.spins import SPINS, as_vectors, directions_of
+from e3sparse.symmetry import PotentialSubject
+from e3sparse.training.config import make_config
+from e3sparse.training.evaluation import moment_errors
+from e3sparse.training.run import finetune
+
+
+def frames(count, seed=0, collinear=False):
+    """Water with Heisenberg exchange: E = -J Σ S_i·S_j, M = 2 S on O and S/2 on H."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        atoms = molecule("H2O")
+        spins = rng.normal(size=(3, 3))
+        if collinear:
+            spins[:, :2] = 0.0
+        spins /= np.linalg.norm(spins, axis=1, keepdims=True)
+        pairs = sum(spins[i] @ spins[j] for i, j in ((0, 1), (0, 2), (1, 2)))
+        moments = spins * np.array([[2.0], [0.5], [0.5]])
+        atoms.info["REF_energy"] = float(-30.0 - 0.2 * pairs)
+        atoms.arrays["REF_forces"] = np.zeros((3, 3))
+        atoms.arrays["REF_magmom"] = moments[:, 2] if collinear else moments
+        if not collinear:
+            atoms.arrays[SPINS] = spins
+        made.append(atoms)
+    return made
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("spins")
+    paths = {}
+    for seed, (split, count) in enumerate({"train": 40, "valid": 10, "test": 10}.items()):
+        paths[split] = folder / f"{split}.xyz"
+        ase.io.write(paths[split], frames(count, seed))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def trained(files, tiny_checkpoint, tmp_path_factory):
+    """The folder of a run."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    settings = {
+        "model": str(tiny_checkpoint),
+        "magnetic": True,
+        "method_settings": {"target_sparsity": 0.8},
+        "loss": {"energy": 10.0},
+        "spin_lr": 0.02,
+        "epochs": 30,
+        "valid_every": 10,
+        "device": "cpu",
+        "dtype": "float64",
+        "out": out,
+        **files,
+    }
+    return finetune(make_config(settings))
+
+
+def test_exchange_and_moments_are_learned(trained):
+    table = trained.table
+    assert table.loc["test before", "energy_mae"] > 40.0  # meV/atom
+    assert table.loc["test after", "energy_mae"] < 10.0
+    assert table.loc["test after", "moments_mae"] < 0.15
+    assert table.loc["test after", "sign_errors"] == 0.0
+    assert np.isnan(table.loc["test before", "moments_mae"])
+    assert trained.adapter.sparsity().layerwise == pytest.approx(0.8, abs=0.01)
+
+
+def test_the_run_is_used_from_its_folder(trained, files, tiny_checkpoint, run, tmp_path):
+    folder = trained.out
+    after = trained.table.loc["test after"]
+    where = ("--data", files["test"], "--dtype", "float64", "--json", tmp_path / "found.json")
+    for model in (("--adapter", folder / "adapter"), ()):
+        base = tiny_checkpoint if model else folder / "model.pth"
+        code, printed, _ = run("evaluate", base, *model, "--spins", folder / "spins", *where)
+        assert code == 0
+        assert "moments MAE" in printed
+        (found,) = json.loads((tmp_path / "found.json").read_text()).values()
+        # SevenNet's file holds float32.
+        close = 1e-6 if model else 1e-2
+        for column in ("energy_mae", "forces_mae", "moments_mae", "moments_mae_O"):
+            assert found[column] == pytest.approx(after[column], rel=close, abs=close), column
+
+
+def test_the_run_passes_the_suite(trained, tiny_checkpoint, run):
+    folder = trained.out
+    code, printed, _ = run(
+        "check", tiny_checkpoint, "--adapter", folder / "adapter", "--spins", folder / "spins",
+        "--examples", 3, "--max-atoms", 4,
+    )  # fmt: skip
+    assert code == 0, printed
+    assert "time reversal" in printed
+    assert "It reads no spins" not in printed
+
+
+def test_layers_of_a_run_are_refused_without_its_adapter(trained, files, tiny_checkpoint, run):
+    code, _, error = run(
+        "evaluate", tiny_checkpoint, "--spins", trained.out / "spins", "--data", files["test"]
+    )
+    assert code == 2
+    assert "not the backbone" in error
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(files, tiny_checkpoint, tmp_path, monkeypatch):
+    from e3sparse.errors import Interrupted
+    from e3sparse.training.module import FineTuning
+
+    def config(name):
+        settings = {"magnetic": True, "max_steps": 12, "dtype": "float64", "device": "cpu"}
+        return make_config(
+            {"model": str(tiny_checkpoint), "out": tmp_path / name, **settings, **files}
+        )
+
+    whole = finetune(config("whole"))
+    original = FineTuning.training_step
+
+    def interrupted(self, batch, index):
+        if self.trainer.global_step == 5:
+            raise KeyboardInterrupt
+        return original(self, batch, index)
+
+    monkeypatch.setattr(FineTuning, "training_step", interrupted)
+    with pytest.raises(Interrupted):
+        finetune(config("parts"))
+    monkeypatch.setattr(FineTuning, "training_step", original)
+    resumed = finetune(config("parts"), resume=True)
+    pd.testing.assert_frame_equal(whole.table, resumed.table, rtol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["full", "low_rank", "scratch"])
+def test_every_method_carries_spin_layers(method, files, tiny_checkpoint, tmp_path):
+    settings = {"model": str(tiny_checkpoint), "magnetic": True, "method": method, "max_steps": 4}
+    result = finetune(make_config(settings | {"out": tmp_path / "run", "device": "cpu", **files}))
+    assert np.isfinite(result.table.loc["test after", "moments_mae"])
+    magnetism.load(load(tmp_path / "run" / "model.pth"), tmp_path / "run" / "spins")
+
+
+def test_layers_start_from_the_seed(tiny_checkpoint):
+    one, two, other = (
+        magnetism.add_spins(load(tiny_checkpoint), seed=seed).layers.state_dict()
+        for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert not all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_collinear_moments_point_along_z_and_give_the_spins(tiny_checkpoint, tmp_path, run):
+    path = tmp_path / "collinear.xyz"
+    made = frames(3, collinear=True)
+    made[0].arrays["REF_magmom"][1] = 0.05
+    ase.io.write(path, made)
+    from e3sparse.training.frames import LabelKeys, read_split
+
+    read, _ = read_split(path, LabelKeys(), known=(1, 8), cutoff=4.0, magnetic=True)
+    np.testing.assert_allclose(read[0].moments[:, 2], made[0].arrays["REF_magmom"], atol=1e-8)
+    assert not read[0].moments[:, :2].any()
+    expected = np.sign(made[0].arrays["REF_magmom"])
+    expected[1] = 0.0
+    np.testing.assert_array_equal(read[0].atoms.arrays[SPINS][:, 2], expected)
+
+
+def drop(frame):
+    del frame.arrays["REF_magmom"]
+
+
+def nan(frame):
+    frame.arrays["REF_magmom"][1, 2] = np.nan
+
+
+def two_columns(frame):
+    frame.arrays["REF_magmom"] = frame.arrays["REF_magmom"][:, :2]
+
+
+def nan_spin(frame):
+    frame.arrays[SPINS][0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (drop, "Frame 2 .* no moments label 'REF_magmom'.*--moments-key"),
+        (nan, "Frame 2 .* not all finite"),
+        (two_columns, r"shape \(3, 2\)"),
+        (nan_spin, "Frame 2 .* spins 'spin' are not all finite"),
+    ],
+)
+def test_bad_moments_are_refused_before_anything_is_written(
+    change, says, tiny_checkpoint, run, tmp_path
+):
+    import re
+
+    made = frames(4)
+    change(made[2])
+    ase.io.write(tmp_path / "bad.xyz", made)
+    code, _, error = run(
+        "finetune", "--model", tiny_checkpoint, "--magnetic", "--train", tmp_path / "bad.xyz",
+        "--out", tmp_path / "run", "--device", "cpu",
+    )  # fmt: skip
+    assert code == 2
+    assert re.search(says, error), error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_spins_does_not_read_them(tiny_checkpoint, tmp_path, run):
+    made = frames(4)
+    nan(made[2])
+    ase.io.write(tmp_path / "train.xyz", made)
+    code, _, error = run(
+        "finetune", "--model", tiny_checkpoint, "--train", tmp_path / "train.xyz", "--max-steps", 2,
+        "--out", tmp_path / "run", "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0, error
+    assert not (tmp_path / "run" / "spins").exists()
+
+
+def test_bad_spin_settings_name_the_setting(tiny_checkpoint, files, tmp_path):
+    from e3sparse.errors import ConfigError
+
+    settings = {"model": str(tiny_checkpoint), "magnetic": True, "spin_settings": {"channel": 3}}
+    with pytest.raises(ConfigError, match=r"spin_settings\.channel"):
+        finetune(make_config(settings | {"out": tmp_path / "run", **files}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_errors_of_moments():
+    wanted = np.array([[0, 0, 2.0], [0, 0, -2.0], [0, 0, 0.05]])
+    found = np.array([[0, 0, 1.0], [0, 0, 1.0], [0, 0, -0.05]])
+    errors = moment_errors(np.array([26, 26, 8]), found, wanted)
+    assert errors["moments_mae"] == pytest.approx((1 + 3 + 0.1) / 3)
+    assert errors["magnitude_mae"] == pytest.approx(2 / 3)
+    assert errors["sign_errors"] == 0.5  # the third atom is not magnetic
+    assert errors["moments_mae_Fe"] == pytest.approx(2.0)
+    assert errors["moments_mae_O"] == pytest.approx(0.1)
+
+
+def test_directions_of_moments():
+    moments = as_vectors([2.0, -0.5, 0.05], 3, "moments")
+    np.testing.assert_array_equal(directions_of(moments), [[0, 0, 1], [0, 0, -1], [0, 0, 0]])
+
+
+def test_magnetic_forces_are_predicted_when_asked_for(tiny_checkpoint):
+    potential = magnetism.add_spins(load(tiny_checkpoint))
+    atoms = frames(1)[0]
+    assert PotentialSubject(potential)(atoms).magnetic_forces is None
+    potential.magnetic_forces = True
+    assert PotentialSubject(potential)(atoms).magnetic_forces.shape == (3, 3)
