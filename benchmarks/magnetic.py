@@ -6,9 +6,10 @@
     .venv/bin/python benchmarks/magnetic.py figures     # benchmarks/results/exchange_<task>.png
 
 Data: ../shared/data or the folder E3SPARSE_DATA. Every method has the same steps, batches and
-spin-aware layers; its learning rate is the best on validation (sum of the errors of energy, force and moment, each over the
-smallest) of the two in METHODS, with seed 0; for NiO it is the first of them. Every run is a row of
-benchmarks/results/magnetic.csv; the first of the budget method stay in runs/magnetic.
+spin-aware layers. Its learning rate is the best on validation (errors of energy, force and moment,
+each over the smallest, summed) of the two in METHODS, with seed 0; for NiO it is the first of them.
+Every run is a row of benchmarks/results/magnetic.csv; those of the budget method with seed 0 stay in
+runs/magnetic.
 """
 
 import json
