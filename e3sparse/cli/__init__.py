@@ -12,6 +12,7 @@ from e3sparse.cli.commands import add_command, installed_commands
 from e3sparse.cli.convert import convert
 from e3sparse.cli.finetune import finetune
 from e3sparse.cli.models import evaluate, inspect, merge
+from e3sparse.cli.report import report
 from e3sparse.cli.results import compare, diff
 from e3sparse.errors import E3SparseError, Interrupted
 
@@ -21,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (finetune, evaluate, check, merge, inspect, compare, convert):
+for command in (finetune, evaluate, check, merge, inspect, compare, report, convert):
     app.command()(command)
 adapters_app = typer.Typer(help="Look at saved adapters.", no_args_is_help=True)
 adapters_app.command("diff")(diff)

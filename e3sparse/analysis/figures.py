@@ -1,0 +1,377 @@
+"""Figures of what changed. Darker is more, also in grey; white with a 0 is exactly unchanged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, log10
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from ase.data import chemical_symbols
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from e3sparse.analysis.cells import EVERY, LETTERS, OTHER
+from e3sparse.analysis.change import Change
+from e3sparse.analysis.periodic_table import place
+from e3sparse.analysis.tables import element_table, layer_table, summed
+from e3sparse.files import replacing
+
+if TYPE_CHECKING:
+    # Which imports the training, and with it Lightning.
+    from e3sparse.analysis.causality import Ablation
+
+LABELS = {
+    "one_minus_r2": "1 − R² between W and W + ΔW (no unit)",
+    "relative": "‖ΔW‖ / ‖W‖ (no unit)",
+    "effect": "‖ΔW‖ × path weight (no unit)",
+    "updated": "updated entries",
+}
+"""Axis labels of the measures in `e3sparse.analysis.tables`."""
+
+MOST_COLUMNS = 20
+_MAP = colormaps["viridis_r"]
+_DECADES = 4
+_MARKERS = "os^Dv<>P*X"
+_STYLES = ("-", "--", ":", "-.")
+_CELL = 0.4, 0.19  # inches
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """One colour scale for all panels of a figure: logarithmic, at most four decades."""
+
+    norm: LogNorm
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "_Scale":
+        positive = [v for v in values if np.isfinite(v) and v > 0]
+        high = max(positive, default=1.0)
+        low = max(min(positive, default=0.1), high / 10**_DECADES)
+        return cls(LogNorm(min(low, high / 1.01), high, clip=True))
+
+    def color(self, value: float) -> tuple[float, float, float, float]:
+        """Return the colour of a value above 0."""
+        r, g, b, a = _MAP(self.norm(value))
+        return r, g, b, a
+
+    def ink(self, value: float) -> str:
+        """Return a text colour that can be read on it."""
+        r, g, b, _ = self.color(value)
+        return "black" if 0.3 * r + 0.59 * g + 0.11 * b > 0.5 else "white"
+
+    def bar(self, figure: Figure, axes: Sequence[Axes], label: str, least: float) -> None:
+        """Draw the colour bar; an arrow says that lower values share a colour."""
+        extend = "min" if 0 < least < float(self.norm.vmin or 0) * 0.999 else "neither"
+        # The label needs three inches.
+        short = figure.get_size_inches()[1] < 3.6
+        bar = figure.colorbar(
+            ScalarMappable(self.norm, _MAP),
+            ax=list(axes),
+            extend=extend,
+            location="bottom" if short else "right",
+            aspect=40 if short else 30,
+        )
+        bar.set_label(label, fontsize=9)
+        bar.ax.tick_params(labelsize=8)
+
+
+def species_heatmap(changes: Sequence[Change], measure: str = "one_minus_r2") -> Figure | None:
+    """Draw Fig. 2 of the paper: layers and s, p, d, f channels against elements.
+
+    Of many elements those in the training frames have a column each, and the others one together.
+    None if no layer of any change has a species axis.
+    """
+    columns = _columns(changes)
+    tables = []
+    for change in changes:
+        cells = change.cells[~change.cells["element"].isin([EVERY, OTHER])]
+        named = cells.assign(column=cells["element"].map(columns), row=_row(cells))
+        tables.append(summed(named, ["depth", "row", "column"]))
+    if all(table.empty for table in tables):
+        return None
+    trained = {chemical_symbols[z] for c in changes for z in c.trained_on or ()}
+    order = list(dict.fromkeys(columns.values()))
+    figure = _heatmap(changes, tables, order, measure, bold=trained)
+    figure.supxlabel(
+        "element (in bold: in the training frames)" if trained else "element", fontsize=9
+    )
+    return figure
+
+
+def channel_heatmap(changes: Sequence[Change], measure: str = "one_minus_r2") -> Figure:
+    """Draw layers against the s, p, d, f channels that they write, all elements together."""
+    tables = []
+    for change in changes:
+        cells = change.cells.dropna(subset=["l_out"])
+        letters = cells["l_out"].map(lambda degree: LETTERS[int(degree)])
+        named = cells.assign(column=letters, row=_short(cells["layer"]))
+        tables.append(summed(named, ["depth", "row", "column"]))
+    present = {str(column) for table in tables for column in table["column"]}
+    order = [letter for letter in LETTERS if letter in present]
+    figure = _heatmap(changes, tables, order, measure, bold=set())
+    figure.supxlabel("l of the output: s, p, d, f = 0, 1, 2, 3", fontsize=9)
+    return figure
+
+
+def periodic_map(changes: Sequence[Change], measure: str = "one_minus_r2") -> Figure | None:
+    """Draw the change of each element, over all layers with a species axis, where it stands.
+
+    None if no layer of any change has a species axis.
+    """
+    tables = [element_table(change).set_index("element")[measure] for change in changes]
+    if all(table.empty for table in tables):
+        return None
+    values = np.concatenate([table.to_numpy(dtype=float) for table in tables])
+    scale = _Scale.of(list(values))
+    across = min(2, len(changes))
+    down = ceil(len(changes) / across)
+    figure = Figure(figsize=(6.2 * across + 1.1, 3.9 * down + 0.3), layout="constrained")
+    panels = _panels(figure, down, across, len(changes))
+    for axes, change, table in zip(panels, changes, tables, strict=True):
+        axes.set_title(_title(change), fontsize=9)
+        axes.set(xlim=(-0.1, 18.1), ylim=(10.1, -0.1), aspect="equal")
+        axes.axis("off")
+        for number in range(1, 119):
+            _element(axes, number, table, scale, change)
+    scale.bar(figure, panels, LABELS[measure], _least(values))
+    figure.supxlabel(
+        "white: exactly unchanged; grey letters: not in the model; thick frame: in the training "
+        "frames",
+        fontsize=9,
+    )
+    return figure
+
+
+def sparsity_by_depth(changes: Sequence[Change]) -> Figure:
+    """Draw the share of exact zeros in each layer against its depth."""
+    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+    axes = figure.subplots()
+    deepest = max(int(change.cells["depth"].max()) for change in changes)
+    for number, change in enumerate(changes):
+        table = layer_table(change)
+        # Beside each other where depths are equal.
+        x = table["depth"] + 0.7 * ((number + 0.5) / len(changes) - 0.5)
+        color = f"C{number}"
+        marker = _MARKERS[number % len(_MARKERS)]
+        axes.plot(x, table["share"], marker, ms=4, alpha=0.55, color=color, mew=0)
+        by_depth = table.groupby("depth")[["updated", "entries"]].sum()
+        axes.plot(
+            by_depth.index + 0.7 * ((number + 0.5) / len(changes) - 0.5),
+            by_depth["updated"] / by_depth["entries"],
+            _STYLES[number % len(_STYLES)],
+            marker=marker,
+            ms=7,
+            mfc="white",
+            color=color,
+            label=_title(change).replace("\n", " "),
+        )
+    axes.set_yscale("symlog", linthresh=1e-4)
+    ticks = [1.0, 0.1, 0.01, 0.001, 0.0001, 0.0]
+    axes.set_yticks(ticks, ["0", "90", "99", "99.9", "99.99", "100"])
+    axes.minorticks_off()
+    axes.set(ylim=(1.5, -3e-5), ylabel="exact zeros in ΔW (%)")
+    names = ["input", *map(str, range(1, deepest)), "output"]
+    if not any(change.cells["depth"].eq(0).any() for change in changes):
+        names[0] = ""
+    axes.set_xticks(range(deepest + 1), names)
+    axes.set_xlabel("depth: number of the interaction layer (large: all its layers together)")
+    axes.grid(axis="y", color="0.9")
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=2, frameon=False)
+    return figure
+
+
+def ablation(found: "Ablation", name: str, top: int = 15) -> Figure:
+    """Draw what the groups carry of the gain, and whether the size of their change predicts it."""
+    figure = Figure(figsize=(11, 5.4), layout="constrained")
+    axes = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
+    best = found.table.sort_values("carried", ascending=False).head(top)[::-1]
+    shares = 100 * best[["carried_low", "carried", "carried_high"]].to_numpy(dtype=float)
+    y = np.arange(len(best))
+    axes[0].barh(y, shares[:, 1], color="0.75")
+    axes[0].errorbar(
+        shares[:, 1],
+        y,
+        xerr=np.abs(shares[:, [0, 2]] - shares[:, [1]]).T,
+        fmt="none",
+        ecolor="black",
+        lw=1,
+        capsize=2,
+    )
+    axes[0].set_yticks(y, _row(best), fontsize=7)
+    axes[0].axvline(0, color="black", lw=0.8)
+    axes[0].set(
+        xlabel="share of the gain in force MAE\nthat is lost without the group (%)",
+        title=f"{name}: {found.before:.0f} → {found.after:.0f} meV/Å",
+    )
+    for panel, measure in zip(axes[1:], ("one_minus_r2", "updated"), strict=True):
+        degrees = found.table["l_out"].fillna(-1).astype(int)
+        for degree in sorted(degrees.unique()):
+            part = found.table[degrees == degree]
+            letter = LETTERS[degree] if degree >= 0 else "?"
+            marker = _MARKERS[degree % len(_MARKERS)]
+            x, share = part[measure].astype(float), 100 * part["carried"]
+            panel.plot(x, share, marker, ms=5, alpha=0.7, label=letter)
+        panel.set(
+            xscale="log",
+            xlabel=LABELS[measure],
+            ylabel="share of the gain (%)",
+            title=f"rank correlation\n{found.correlations[measure]}",
+        )
+        panel.axhline(0, color="black", lw=0.8)
+        panel.legend(title="output", fontsize=7, title_fontsize=7)
+    for panel in axes:
+        panel.title.set_fontsize(9)
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write `name.png` and `name.svg`."""
+    for suffix in ("png", "svg"):
+        with replacing(folder / f"{name}.{suffix}") as temporary:
+            figure.savefig(temporary, dpi=150, format=suffix)
+
+
+def _heatmap(
+    changes: Sequence[Change],
+    tables: Sequence[pd.DataFrame],
+    columns: list[str],
+    measure: str,
+    bold: set[str],
+) -> Figure:
+    """Draw one panel a change, of common rows, columns and colour scale."""
+    everything = pd.concat(tables).sort_values("depth", kind="stable")
+    rows = list(dict.fromkeys(everything["row"]))
+    scale = _Scale.of(list(everything[measure]))
+    wide, high = len(columns) * _CELL[0], len(rows) * _CELL[1]
+    labels = max(len(row) for row in rows) * 0.065
+    across = max(1, min(len(changes), int((13 - labels) // (wide + 0.2))))
+    down = ceil(len(changes) / across)
+    # The titles need their width too.
+    wide = max(wide, 1.75)
+    height = down * (high + 0.75) + 0.5
+    # A colour bar lies under what is too low for one that stands.
+    size = labels + across * (wide + 0.2) + 1.2, height + (0.8 if height < 2.8 else 0)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = _panels(figure, down, across, len(changes))
+    for number, (axes, change, table) in enumerate(zip(panels, changes, tables, strict=True)):
+        values = table.pivot_table(index="row", columns="column", values=measure, dropna=False)
+        axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
+        axes.set_facecolor("0.93")
+        for y, row in enumerate(rows):
+            for x, column in enumerate(columns):
+                if row in values.index and column in values.columns:
+                    _cell(axes, x, y, float(values.loc[row, column]), scale)
+        axes.set_xticks(np.arange(len(columns)) + 0.5, columns, fontsize=8)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, rows if number % across == 0 else [])
+        axes.tick_params(axis="y", labelsize=7)
+        axes.tick_params(length=0)
+        for label, column in zip(axes.get_xticklabels(), columns, strict=True):
+            if column in bold:
+                label.set_fontweight("bold")
+        axes.set_title(_title(change), fontsize=8)
+    scale.bar(figure, panels, LABELS[measure], _least(everything[measure]))
+    return figure
+
+
+def _cell(axes: Axes, x: int, y: int, value: float, scale: _Scale) -> None:
+    if np.isnan(value):
+        return
+    color = scale.color(value) if value > 0 else "white"
+    axes.add_patch(Rectangle((x, y), 1, 1, facecolor=color, edgecolor="0.8", lw=0.4))
+    ink = scale.ink(value) if value > 0 else "0.5"
+    axes.text(x + 0.5, y + 0.54, _brief(value), ha="center", va="center", fontsize=5.5, color=ink)
+
+
+def _brief(value: float) -> str:
+    """Return a value in at most five characters."""
+    if value == 0:
+        return "0"
+    if value >= 0.01:
+        return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+    exponent = int(np.floor(log10(value)))
+    digit = round(value / 10.0**exponent)
+    return f"{digit}e{exponent}" if digit < 10 else f"1e{exponent + 1}"
+
+
+def _element(axes: Axes, number: int, table: pd.Series, scale: _Scale, change: Change) -> None:
+    row, column = place(number)
+    symbol = chemical_symbols[number]
+    y = row - 0.4 if row > 7 else row
+    known = symbol in table.index
+    value = float(table[symbol]) if known else 0.0
+    changed = known and value > 0
+    trained = number in (change.trained_on or ())
+    axes.add_patch(
+        Rectangle(
+            (column + 0.04, y + 0.04),
+            0.92,
+            0.92,
+            facecolor=scale.color(value) if changed else "white",
+            edgecolor="black" if trained else "0.6" if known else "0.9",
+            lw=1.6 if trained else 0.5,
+        )
+    )
+    ink = scale.ink(value) if changed else "black" if known else "0.75"
+    weight = "bold" if trained else "normal"
+    axes.text(
+        column + 0.5, y + 0.52, symbol, ha="center", va="center", fontsize=7, color=ink,
+        fontweight=weight,
+    )  # fmt: skip
+
+
+def _panels(figure: Figure, down: int, across: int, count: int) -> list[Axes]:
+    grid = list(figure.subplots(down, across, squeeze=False).ravel())
+    for unused in grid[count:]:
+        unused.remove()
+    return grid[:count]
+
+
+def _least(values: object) -> float:
+    array = np.asarray(values, dtype=float)
+    return float(array[array > 0].min()) if (array > 0).any() else 0.0
+
+
+def _title(change: Change) -> str:
+    updated, entries = (int(change.cells[c].sum()) for c in ("updated", "entries"))
+    return f"{change.name} ({change.method})\n{updated:,} of {entries:,} entries"
+
+
+def _columns(changes: Sequence[Change]) -> dict[str, str]:
+    """Return the column of each element, in order of atomic number."""
+    numbers = sorted(z for z in changes[0].numbers if z)
+    symbols = {z: chemical_symbols[z] for z in numbers}
+    if len(numbers) <= MOST_COLUMNS:
+        return {symbol: symbol for symbol in symbols.values()}
+    own = {z for change in changes for z in change.trained_on or ()}
+    if not own:
+        own = {
+            chemical_symbols.index(str(e))
+            for change in changes
+            for e in element_table(change).query("updated > 0")["element"]
+        }
+    own = set(sorted(own)[: MOST_COLUMNS - 1])
+    others = f"{len(numbers) - len(own)}\nothers"
+    first = {symbols[z]: symbols[z] for z in numbers if z in own}
+    return first | {symbols[z]: others for z in numbers if z not in own}
+
+
+def _row(table: pd.DataFrame) -> pd.Series:
+    """Return the label of each row: layer, s p d f of its output, and element if there is one."""
+    letters = table["l_out"].map(lambda degree: "" if pd.isna(degree) else LETTERS[int(degree)])
+    labels = _short(table["layer"]) + "  " + letters
+    if "carried" in table:
+        labels = labels + "  " + table["element"]
+    return labels.str.rstrip()
+
+
+def _short(layers: pd.Series) -> pd.Series:
+    """Leave out what all layers' names begin with, and what says nothing."""
+    return layers.str.replace(r"^model\.func\.", "", regex=True).str.replace(
+        r"(symmetric_)?contractions", "contr", regex=True
+    )

@@ -1,0 +1,373 @@
+"""From run folders, adapter folders and model files to `Change`."""
+
+import json
+import pickle
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor, nn
+
+import e3sparse
+from e3sparse.adapter import Adapter
+from e3sparse.adapter_config import CONFIG_NAME
+from e3sparse.adapter_config import read_config as read_adapter_config
+from e3sparse.analysis.change import Change, Rest
+from e3sparse.backends import Potential, load_potential
+from e3sparse.errors import ConfigError, E3SparseError, PatchError, nearest
+from e3sparse.merging import base_parameter
+from e3sparse.patching import adapters
+from e3sparse.paths import Layout
+from e3sparse.targets import candidates
+from e3sparse.training.config import read_config as read_run_config
+
+# As `e3sparse.training.run` writes them; importing that would import Lightning.
+_RUN_CONFIG, _RESULTS, _ADAPTER = "config.yaml", "results.json", "adapter"
+_FORCES = "forces_mae_"
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a change comes from: the folders that are there, and what to load."""
+
+    source: Path
+    adapter: Path | None
+    run: Path | None
+    base: str
+    backend: str | None
+    head: str | None
+    method: str
+
+
+class _Models:
+    """Potentials by how they were loaded: the changes of one page share a base model."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[tuple[str, str | None, str | None], Potential] = {}
+
+    def get(self, model: str, backend: str | None, head: str | None) -> Potential:
+        key = (model, backend, head)
+        if key not in self._loaded:
+            self._loaded[key] = load_potential(model, backend=backend, head=head)
+        return self._loaded[key]
+
+
+def read_change(
+    source: str | Path,
+    *,
+    base: str | None = None,
+    backend: str | None = None,
+    head: str | None = None,
+    elements: Sequence[int] | None = None,
+) -> Change:
+    """Read what one fine-tuning changed.
+
+    Parameters
+    ----------
+    source
+        A run folder, of a delta or of full fine-tuning, or an adapter folder.
+    base
+        Name or path of the base model; what the folder says if None.
+    backend, head
+        As for `load_potential`; what the run says if None.
+    elements
+        Atomic numbers in the training frames; what the folder says if None.
+
+    Raises
+    ------
+    E3SparseError
+        If the folder is neither, its run did not finish, or the base model is not to be found or
+        not the one that was fine-tuned.
+    """
+    return read_changes([source], base=base, backend=backend, head=head, elements=elements)[0]
+
+
+def read_changes(
+    sources: Sequence[str | Path],
+    *,
+    base: str | None = None,
+    backend: str | None = None,
+    head: str | None = None,
+    elements: Sequence[int] | None = None,
+) -> list[Change]:
+    """Read what several fine-tunings of one base model changed; see `read_change`.
+
+    Each is named after its folder, and no two alike.
+
+    Raises
+    ------
+    ConfigError
+        Besides, if they are of base models whose layers differ.
+    """
+    models = _Models()
+    changes = []
+    for source in map(Path, sources):
+        origin = _origin(source, base, backend, head)
+        read = _adapter if origin.adapter is not None else _whole_model
+        change = read(origin, models)
+        recorded = _trained_on(origin) if elements is None else frozenset(elements)
+        changes.append(replace(change, trained_on=recorded))
+    _check_comparable(changes)
+    names = _distinct([Path(source) for source in sources])
+    return [replace(change, name=name) for change, name in zip(changes, names, strict=True)]
+
+
+def _origin(source: Path, base: str | None, backend: str | None, head: str | None) -> _Origin:
+    if not source.is_dir():
+        there = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
+        raise ConfigError(
+            f"There is no folder {source}.{nearest(source.name, there)} Give a run folder of "
+            "e3sparse finetune, or an adapter folder."
+        )
+    is_run = (source / _RUN_CONFIG).is_file()
+    folder = source / _ADAPTER if is_run else source
+    adapter = folder if (folder / CONFIG_NAME).is_file() else None
+    if adapter is None and not is_run:
+        raise ConfigError(
+            f"{source} is neither a run folder (it has no {_RUN_CONFIG}) nor an adapter folder (it "
+            f"has no {CONFIG_NAME})."
+        )
+    if not is_run:
+        config = read_adapter_config(source)
+        # The folder `adapter` of a run lies beside what the run recorded.
+        run = source.parent if (source.parent / _RUN_CONFIG).is_file() else None
+        settings = read_run_config(run / _RUN_CONFIG) if run else {"model": config.base_model}
+        settings["method"] = config.method
+    else:
+        run, settings = source, read_run_config(source / _RUN_CONFIG)
+        if not (source / _RESULTS).is_file():
+            raise ConfigError(
+                f"The run in {source} has not finished: it has no {_RESULTS}. Go on with "
+                f"e3sparse finetune --resume --out {source}."
+            )
+    if settings["method"] == "scratch":
+        raise ConfigError(
+            f"{source} was trained from scratch: there is no base model that it could have changed."
+        )
+    model = base or settings.get("model")
+    if not model:
+        raise ConfigError(f"{source} does not say which base model it belongs to: give --base.")
+    return _Origin(
+        source,
+        adapter,
+        run,
+        str(model),
+        backend or settings.get("backend"),
+        head or settings.get("head"),
+        str(settings["method"]),
+    )
+
+
+def _base(origin: _Origin, models: _Models) -> Potential:
+    try:
+        return models.get(origin.base, origin.backend, origin.head)
+    except E3SparseError as error:
+        raise type(error)(
+            f"The base model of {origin.source} cannot be loaded. {error} Another name or path of "
+            "it can be given with --base."
+        ) from error
+
+
+def change_of(
+    adapter: Adapter,
+    *,
+    name: str | None = None,
+    model: str = "",
+    trained_on: Iterable[int] | None = None,
+) -> Change:
+    """Return what an adapter on a model in memory changes.
+
+    Parameters
+    ----------
+    adapter
+        Attached to its model, and not merged.
+    name
+        What to call it; the adapter's name if None.
+    model
+        Name or path of the base model; only `ablate`, which loads it, needs it.
+    trained_on
+        Atomic numbers in the training frames.
+
+    Raises
+    ------
+    PatchError
+        If an adapter of the model is merged, so that the base weights are not in place.
+    """
+    if adapter.merged or any(other.merged for other in adapters(adapter.model).values()):
+        raise PatchError(
+            "The model holds merged weights, and W is wanted besides ΔW: restore() the adapters "
+            "and attach() this one first."
+        )
+    layouts, values = adapter.layouts, adapter.values()
+    # In the order of the model, which a saved file need not keep.
+    order = [path for path, _ in adapter.model.named_modules() if path in layouts]
+    return Change(
+        name=name or adapter.name,
+        method=adapter.method.name,
+        model=model,
+        base=model,
+        layouts={path: layouts[path] for path in order},
+        weights={path: _weight(adapter.model, path, layouts[path]) for path in order},
+        deltas={path: values[path].cpu().clone() for path in order},
+        numbers=adapter.species.numbers,
+        trained_on=None if trained_on is None else frozenset(trained_on),
+        energy_references=dict(adapter.energy_references),
+        parameters=adapter.sparsity().parameters,
+    )
+
+
+def _adapter(origin: _Origin, models: _Models) -> Change:
+    assert origin.adapter is not None
+    potential = _base(origin, models)
+    adapter = e3sparse.load(
+        potential.module,
+        origin.adapter,
+        name="report",
+        species=potential.species,
+        fold_into=potential.fold_into,
+    )
+    change = change_of(adapter, model=origin.base)
+    adapter.remove()
+    return replace(
+        change,
+        thresholds=_thresholds(origin, change.layouts),
+        backend=origin.backend,
+        head=origin.head,
+    )
+
+
+def _weight(module: nn.Module, path: str, layout: Layout) -> Tensor:
+    if layout.external:
+        return torch.ones(layout.shape)
+    parts = [base_parameter(module, f"{path}.{name}") for name in layout.parameters]
+    if layout.parameter is not None:
+        return parts[0].detach().cpu().clone().reshape(layout.shape)
+    flat = torch.cat([part.detach().cpu().reshape(-1) for part in parts])
+    return flat.reshape(layout.shape)
+
+
+@torch.no_grad()
+def _whole_model(origin: _Origin, models: _Models) -> Change:
+    assert origin.run is not None
+    files = sorted(origin.run.glob("model.*"))
+    if not files:
+        raise ConfigError(
+            f"{origin.source} has neither an adapter nor a fine-tuned model (model.*)."
+        )
+    base = _base(origin, models)
+    tuned = load_potential(str(files[0]), backend=origin.backend, head=origin.head)
+    found = candidates(base.module, base.species).layers
+    there = candidates(tuned.module, tuned.species).layers
+    # Where weights come from outside, it is the radial network that was trained.
+    layouts = {path: layout for path, layout in found.items() if not layout.external}
+    if any(path not in there or there[path].shape != v.shape for path, v in layouts.items()):
+        raise ConfigError(
+            f"{files[0]} and {origin.base} are not of one architecture, so {origin.base} cannot be "
+            "its base model: give the right one with --base."
+        )
+    weights = {path: _weight(base.module, path, layout) for path, layout in layouts.items()}
+    deltas = {
+        path: _weight(tuned.module, path, layout).double() - weights[path].double()
+        for path, layout in layouts.items()
+    }
+    return Change(
+        name=origin.source.name,
+        method=origin.method,
+        model=str(files[0]),
+        base=origin.base,
+        layouts=layouts,
+        weights=weights,
+        deltas=deltas,
+        numbers=base.species.numbers,
+        parameters=sum(p.numel() for p in base.module.parameters()),
+        rest=_rest(base, tuned, layouts),
+        backend=origin.backend,
+        head=origin.head,
+    )
+
+
+def _rest(base: Potential, tuned: Potential, layouts: dict[str, Layout]) -> Rest:
+    covered = {f"{path}.{name}" for path, v in layouts.items() for name in v.parameters}
+    now = dict(tuned.module.named_parameters())
+    before = {n: p for n, p in base.module.named_parameters() if n not in covered}
+    pairs = [(p.double(), now[n].double()) for n, p in before.items() if n in now]
+    norm = sum(float(p.square().sum()) for p, _ in pairs) ** 0.5
+    moved = sum(float((q - p).square().sum()) for p, q in pairs) ** 0.5
+    return Rest(
+        entries=sum(p.numel() for p, _ in pairs),
+        updated=sum(int(torch.count_nonzero(q - p)) for p, q in pairs),
+        relative=moved / norm if norm else float("nan"),
+    )
+
+
+def _thresholds(origin: _Origin, paths: Iterable[str]) -> dict[str, float]:
+    """Read δ = sigmoid(τ) of each layer from the checkpoint of a run, without unpickling code."""
+    best = origin.run / "checkpoints" / "best.ckpt" if origin.run else None
+    if origin.method != "soft_threshold" or best is None or not best.is_file():
+        return {}
+    try:
+        state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError):
+        return {}
+    taus = {name: value for name, value in state.items() if name.endswith(".tau")}
+    found = {}
+    for path in paths:
+        for name, tau in taus.items():
+            if name.startswith(f"model.{path}.e3sparse."):
+                found[path] = float(torch.sigmoid(tau.double()))
+    return found
+
+
+def _trained_on(origin: _Origin) -> frozenset[int] | None:
+    """Read the elements of the training frames off the errors by element that a run recorded."""
+    recorded: dict[str, Any] = {}
+    if origin.run is not None and (origin.run / _RESULTS).is_file():
+        recorded = json.loads((origin.run / _RESULTS).read_text())["errors"]
+    elif origin.adapter is not None:
+        recorded = read_adapter_config(origin.adapter).metrics
+    errors = recorded.get("train after")
+    if not isinstance(errors, dict):
+        return None
+    symbols = [key.removeprefix(_FORCES) for key in errors if key.startswith(_FORCES)]
+    # The table of a run has one column for every element of any of its files.
+    there = [s for s in symbols if errors[f"{_FORCES}{s}"] is not None]
+    return frozenset(chemical_symbols.index(s) for s in there) or None
+
+
+def _check_comparable(changes: Sequence[Change]) -> None:
+    first = changes[0]
+    for other in changes[1:]:
+        if other.numbers != first.numbers:
+            raise ConfigError(
+                f"{other.name} and {first.name} are of base models that know different elements "
+                f"({other.base}, {first.base}), so their patterns cannot be compared."
+            )
+        for path in first.layouts.keys() & other.layouts.keys():
+            if first.layouts[path].shape != other.layouts[path].shape:
+                raise ConfigError(
+                    f"Layer '{path}' has the shape {first.layouts[path].shape} in {first.name} and "
+                    f"{other.layouts[path].shape} in {other.name}: they are of different models."
+                )
+        if not first.layouts.keys() & other.layouts.keys():
+            raise ConfigError(
+                f"{other.name} and {first.name} have no layer in common: they are of different "
+                "models, or of targets that do not meet."
+            )
+
+
+def _distinct(sources: Sequence[Path]) -> list[str]:
+    """Name folders by as many of their last parts as it takes to tell them apart."""
+    resolved = [source.resolve() for source in sources]
+    if len(set(resolved)) < len(resolved):
+        twice = next(p for i, p in enumerate(sources) if resolved[i] in resolved[:i])
+        raise ConfigError(f"{twice} is given twice: compare different folders.")
+    parts = [p.parts[:-1] if p.name == _ADAPTER else p.parts for p in resolved]
+    if len(set(parts)) < len(parts):
+        parts = [p.parts for p in resolved]
+    length = 1
+    while len({part[-length:] for part in parts}) < len(parts):
+        length += 1
+    return ["/".join(part[-length:]) for part in parts]
