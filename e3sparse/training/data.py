@@ -1,7 +1,8 @@
 """Batches of frames and a Lightning data module over them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -111,12 +112,47 @@ def loader(
     return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate)
 
 
-class Frames(LightningDataModule):
-    """Training and validation frames.
+class ResumableSampler(DistributedSampler[Any]):
+    """An order of frames that depends on the seed and the number of steps done, and nothing else.
 
-    The order of the training frames depends on the seed and the epoch only, so that a resumed
-    run sees what an uninterrupted one would have.
+    A resumed run goes on where it stopped, within an epoch too. Lightning counts epochs
+    otherwise where the training ends after a number of steps, and begins an epoch anew.
+
+    Parameters
+    ----------
+    dataset, ranks, rank, seed
+        As of `DistributedSampler`.
+    batch_size
+        Frames that each rank takes in a step.
+    steps
+        Returns the number of steps done.
     """
+
+    def __init__(
+        self,
+        dataset: FrameDataset,
+        *,
+        ranks: int,
+        rank: int,
+        seed: int,
+        batch_size: int,
+        steps: Callable[[], int],
+    ) -> None:
+        super().__init__(dataset, num_replicas=ranks, rank=rank, seed=seed)
+        self.batch_size = batch_size
+        self.steps = steps
+
+    def __iter__(self) -> Iterator[Any]:
+        per_epoch = -(-len(self) // self.batch_size)
+        self.epoch, done = divmod(self.steps(), per_epoch)
+        return islice(super().__iter__(), done * self.batch_size, None)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing: Lightning's count is not ours."""
+
+
+class Frames(LightningDataModule):
+    """Training and validation frames, the former in the order of `ResumableSampler`."""
 
     def __init__(
         self,
@@ -135,11 +171,14 @@ class Frames(LightningDataModule):
         self.seed = seed
 
     def train_dataloader(self) -> DataLoader[Any]:
-        ranks, rank = (
-            (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        )
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            self.train, num_replicas=ranks, rank=rank, seed=self.seed
+        trainer = self.trainer
+        sampler = ResumableSampler(
+            self.train,
+            ranks=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            steps=lambda: trainer.global_step if trainer else 0,
         )
         return loader(self.train, self.potential, self.batch_size, sampler)
 

@@ -119,10 +119,12 @@ class FineTuning(LightningModule):
         self._swap(averaged=False)
 
     def _swap(self, averaged: bool) -> None:
-        if self.trainer.optimizers:
-            set_averaged(self.trainer.optimizers[0], averaged)
-            if self.adapter is not None:
-                self.adapter.refresh()
+        if not self.trainer.optimizers:
+            return
+        changed = set_averaged(self.trainer.optimizers[0], averaged)
+        # Of the same weights a method may have chosen its entries some steps ago, and keeps them.
+        if changed and self.adapter is not None:
+            self.adapter.refresh()
 
     def validation_step(self, batch: Batch, index: int) -> None:
         with torch.enable_grad():

@@ -51,11 +51,19 @@ def make_optimizer(name: str, groups: list[ParamGroup], steps: int) -> Made:
     return OPTIMIZERS[name](groups, steps)
 
 
-def set_averaged(optimizer: Optimizer | Any, averaged: bool) -> None:
+def set_averaged(optimizer: Optimizer | Any, averaged: bool) -> bool:
     """Put the averaged weights of a schedule-free optimizer in place, or the training ones.
 
     Other optimizers have one set of weights, and nothing happens.
+
+    Returns
+    -------
+    bool
+        Whether the weights have changed.
     """
-    if hasattr(optimizer, "train") and hasattr(optimizer, "eval"):
-        with torch.no_grad():
-            optimizer.eval() if averaged else optimizer.train()
+    if not (hasattr(optimizer, "train") and hasattr(optimizer, "eval")):
+        return False
+    were = [group["train_mode"] for group in optimizer.param_groups]
+    with torch.no_grad():
+        optimizer.eval() if averaged else optimizer.train()
+    return were != [group["train_mode"] for group in optimizer.param_groups]
