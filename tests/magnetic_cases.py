@@ -1,11 +1,14 @@
 """Magnetic potentials that the tests of several backends share, and two that are broken."""
 
+import numpy as np
 import torch
+from ase.build import molecule
 
 from e3sparse.magnetism import MagneticPotential, SpinBlock, SpinSettings, add_spins
 from e3sparse.magnetism.embedding import SpinEmbedding
 from e3sparse.magnetism.irreps import EVEN, PARITIES, Irrep
 from e3sparse.magnetism.products import GradedDot
+from e3sparse.spins import SPINS
 
 SMALL = {"channels": 3, "hidden": 2, "radial_width": 8, "readout_width": 8, "lmax": 2}
 
@@ -24,6 +27,27 @@ def scramble(potential, seed=3):
 def magnetic(potential, spin_orbit, **settings):
     """Put small random spin-aware layers on a potential."""
     return scramble(add_spins(potential, spin_orbit=spin_orbit, seed=1, **SMALL | settings))
+
+
+def water(count, seed=0, collinear=False):
+    """Water with Heisenberg exchange: E = -J Σ S_i·S_j, M = 2 S on O and S/2 on H."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        atoms = molecule("H2O")
+        spins = rng.normal(size=(3, 3))
+        if collinear:
+            spins[:, :2] = 0.0
+        spins /= np.linalg.norm(spins, axis=1, keepdims=True)
+        pairs = sum(spins[i] @ spins[j] for i, j in ((0, 1), (0, 2), (1, 2)))
+        moments = spins * np.array([[2.0], [0.5], [0.5]])
+        atoms.info["REF_energy"] = float(-30.0 - 0.2 * pairs)
+        atoms.arrays["REF_forces"] = np.zeros((3, 3))
+        atoms.arrays["REF_magmom"] = moments[:, 2] if collinear else moments
+        if not collinear:
+            atoms.arrays[SPINS] = spins
+        made.append(atoms)
+    return made
 
 
 class PolarEmbedding(SpinEmbedding):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from ase.build import molecule
+from magnetic_cases import water as frames
 from support import load
 
 from e3sparse import magnetism
@@ -16,27 +16,6 @@ from e3sparse.symmetry import PotentialSubject
 from e3sparse.training.config import make_config
 from e3sparse.training.evaluation import moment_errors
 from e3sparse.training.run import finetune
-
-
-def frames(count, seed=0, collinear=False):
-    """Water with Heisenberg exchange: E = -J Σ S_i·S_j, M = 2 S on O and S/2 on H."""
-    rng = np.random.default_rng(seed)
-    made = []
-    for _ in range(count):
-        atoms = molecule("H2O")
-        spins = rng.normal(size=(3, 3))
-        if collinear:
-            spins[:, :2] = 0.0
-        spins /= np.linalg.norm(spins, axis=1, keepdims=True)
-        pairs = sum(spins[i] @ spins[j] for i, j in ((0, 1), (0, 2), (1, 2)))
-        moments = spins * np.array([[2.0], [0.5], [0.5]])
-        atoms.info["REF_energy"] = float(-30.0 - 0.2 * pairs)
-        atoms.arrays["REF_forces"] = np.zeros((3, 3))
-        atoms.arrays["REF_magmom"] = moments[:, 2] if collinear else moments
-        if not collinear:
-            atoms.arrays[SPINS] = spins
-        made.append(atoms)
-    return made
 
 
 @pytest.fixture(scope="module")
