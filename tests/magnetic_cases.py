@@ -31,6 +31,7 @@ def magnetic(potential, spin_orbit, **settings):
 
 def water(count, seed=0, collinear=False):
     """Water with Heisenberg exchange: E = -J Σ S_i·S_j, M = 2 S on O and S/2 on H."""
+    lengths = np.array([[2.0], [0.5], [0.5]])
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(count):
@@ -40,7 +41,10 @@ def water(count, seed=0, collinear=False):
             spins[:, :2] = 0.0
         spins /= np.linalg.norm(spins, axis=1, keepdims=True)
         pairs = sum(spins[i] @ spins[j] for i, j in ((0, 1), (0, 2), (1, 2)))
-        moments = spins * np.array([[2.0], [0.5], [0.5]])
+        moments = spins * lengths
+        # -dE/dm, with what a spin of fixed length cannot feel in it.
+        field = 0.2 * (spins.sum(axis=0) - spins) / lengths
+        atoms.arrays["REF_magforces"] = field + 0.3 * spins
         atoms.info["REF_energy"] = float(-30.0 - 0.2 * pairs)
         atoms.arrays["REF_forces"] = np.zeros((3, 3))
         atoms.arrays["REF_magmom"] = moments[:, 2] if collinear else moments

@@ -144,6 +144,12 @@ def finetune(
         float | None,
         typer.Option(help="(default 1)", rich_help_panel=_MAGNETISM),
     ] = None,
+    magnetic_forces_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Learn REF_magforces, -dE/dm, too.  (default 0)", rich_help_panel=_MAGNETISM
+        ),
+    ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
@@ -201,6 +207,7 @@ def finetune(
             "forces": forces_weight,
             "stress": stress_weight,
             "moments": moments_weight,
+            "magnetic_forces": magnetic_forces_weight,
         },
         "method_settings": _settings(set_ or []) | {"target_sparsity": target_sparsity},
     }

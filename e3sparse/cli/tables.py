@@ -12,7 +12,13 @@ out = Console(width=None if sys.stdout.isatty() else 120)
 
 def print_errors(table: pd.DataFrame, title: str) -> None:
     """Print mean absolute errors, and those of forces and moments by element."""
-    units = {"energy": "meV/atom", "forces": "meV/Å", "stress": "meV/Å³", "moments": "μ_B"}
+    units = {
+        "energy": "meV/atom",
+        "forces": "meV/Å",
+        "stress": "meV/Å³",
+        "moments": "μ_B",
+        "magnetic_forces": "meV/rad",
+    }
     columns = {f"{name}_mae": f"{name} MAE ({unit})" for name, unit in units.items()}
     columns["sign_errors"] = "moments of the wrong sign (share)"
     main = table[[c for c in columns if c in table]].rename(columns=columns)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from e3sparse.backends import Potential
-from e3sparse.training.frames import Frame
+from e3sparse.training.frames import Array, Frame
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Batch:
         (N,) atomic numbers.
     moments
         (N, 3) in μ_B, for magnetic models.
+    magnetic_forces
+        (N, 3) in eV per radian, where every frame has them.
     """
 
     inputs: Any
@@ -47,6 +49,7 @@ class Batch:
     atoms: Tensor
     numbers: Tensor
     moments: Tensor | None = None
+    magnetic_forces: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         parts = {name: part for name, part in vars(self).items() if part is not None}
@@ -91,7 +94,6 @@ def loader(
         graphs, frames, offsets = zip(*items, strict=True)
         dtype = potential.dtype
         stress = [torch.zeros(3, 3) if f.stress is None else f.stress for f in frames]
-        moments = [f.moments for f in frames if f.moments is not None]
         return Batch(
             inputs=potential.collate(graphs),
             energy=torch.tensor(
@@ -102,14 +104,18 @@ def loader(
             has_stress=torch.tensor([f.stress is not None for f in frames]),
             atoms=torch.tensor([len(f.atoms) for f in frames]),
             numbers=torch.cat([torch.as_tensor(f.atoms.numbers) for f in frames]).long(),
-            moments=(
-                torch.as_tensor(np.concatenate(moments), dtype=dtype)
-                if len(moments) == len(frames)
-                else None
-            ),
+            moments=_per_atom([f.moments for f in frames], dtype),
+            magnetic_forces=_per_atom([f.magnetic_forces for f in frames], dtype),
         )
 
     return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate)
+
+
+def _per_atom(labels: Sequence[Array | None], dtype: torch.dtype) -> Tensor | None:
+    known = [label for label in labels if label is not None]
+    if len(known) < len(labels):
+        return None
+    return torch.as_tensor(np.concatenate(known), dtype=dtype)
 
 
 class ResumableSampler(DistributedSampler[Any]):

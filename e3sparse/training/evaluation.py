@@ -24,6 +24,7 @@ class Predictions:
     forces: list[Array]  # (atoms, 3) each
     stress: list[Array | None]  # (3, 3) each
     moments: list[Array | None]  # (atoms, 3) each
+    magnetic_forces: list[Array | None]  # (atoms, 3) each, eV per radian
 
 
 def predict(potential: Potential, frames: Sequence[Frame], batch_size: int = 16) -> Predictions:
@@ -33,6 +34,7 @@ def predict(potential: Potential, frames: Sequence[Frame], batch_size: int = 16)
     forces: list[Array] = []
     stresses: list[Array | None] = []
     moments: list[Array | None] = []
+    turning: list[Array | None] = []
     for batch in loader(FrameDataset(frames, potential, {}), potential, batch_size):
         out = potential.forward(batch.inputs.to(potential.device))
         energies.append(out.energy.detach().cpu().double().numpy())
@@ -42,11 +44,12 @@ def predict(potential: Potential, frames: Sequence[Frame], batch_size: int = 16)
             stresses += [None] * len(batch.atoms)
         else:
             stresses += list(out.stress.detach().cpu().double().numpy())
-        if out.moments is None:
-            moments += [None] * len(batch.atoms)
-        else:
-            moments += np.split(out.moments.detach().cpu().double().numpy(), splits)
-    return Predictions(np.concatenate(energies), forces, stresses, moments)
+        for found, into in ((out.moments, moments), (out.magnetic_forces, turning)):
+            if found is None:
+                into += [None] * len(batch.atoms)
+            else:
+                into += np.split(found.detach().cpu().double().numpy(), splits)
+    return Predictions(np.concatenate(energies), forces, stresses, moments, turning)
 
 
 def errors(
@@ -66,7 +69,7 @@ def errors(
     dict
         `energy_*` in meV/atom, `forces_*` in meV/Å, `stress_*` in meV/Å³ (where there are
         labels), `forces_mae_<symbol>` per element, and of magnetic models what `moment_errors`
-        returns.
+        returns and `magnetic_forces_*` in meV per radian.
     """
     offsets = np.array([reference_energy(f, references or {}) for f in frames])
     labels = np.array([frame.energy for frame in frames])
@@ -92,6 +95,14 @@ def errors(
     if len(pairs) == len(frames):
         found, wanted = (np.concatenate(side) for side in zip(*pairs, strict=True))
         out |= moment_errors(numbers, found, wanted)
+    turning = [
+        p - f.magnetic_forces
+        for f, p in zip(frames, predicted.magnetic_forces, strict=True)
+        if f.magnetic_forces is not None and p is not None
+    ]
+    if turning:
+        off = np.concatenate(turning)
+        out |= _mae_rmse("magnetic_forces", off[np.isfinite(off)])
     return out
 
 

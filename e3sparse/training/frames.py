@@ -37,6 +37,7 @@ class LabelKeys(BaseModel):
     stress: str = "REF_stress"
     moments: str = "REF_magmom"
     spin: str = SPINS
+    magnetic_forces: str = "REF_magforces"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Frame:
         (3, 3) in eV/Å³, positive under tension; None where there is no label.
     moments
         (N, 3) in μ_B, for magnetic models.
+    magnetic_forces
+        (N, 3) -dE/dS in eV, for a turn of each spin by one radian; NaN for atoms without a spin,
+        None where there is no label.
     """
 
     atoms: Atoms
@@ -62,6 +66,7 @@ class Frame:
     forces: Array
     stress: Array | None
     moments: Array | None = None
+    magnetic_forces: Array | None = None
 
 
 class Split(NamedTuple):
@@ -205,7 +210,15 @@ def _with_moments(frame: Frame, atoms: Atoms, keys: LabelKeys, where: str) -> Fr
         else as_vectors(given, len(atoms), f"{where}: the spins '{keys.spin}'")
     )
     frame.atoms.set_array(SPINS, spins)
-    return replace(frame, moments=moments)
+    label = _label(atoms, keys.magnetic_forces)
+    if label is None:
+        return replace(frame, moments=moments)
+    forces = as_vectors(label, len(atoms), f"{where}: '{keys.magnetic_forces}'")
+    # They are -dE/dm at the length of the moment, of which only turns are to be learned.
+    across = forces - (forces * spins).sum(axis=1, keepdims=True) * spins
+    length = np.linalg.norm(moments, axis=1, keepdims=True)
+    turning = np.where(spins.any(axis=1, keepdims=True), length * across, np.nan)
+    return replace(frame, moments=moments, magnetic_forces=turning)
 
 
 def _energy(atoms: Atoms, keys: LabelKeys, where: str) -> float:

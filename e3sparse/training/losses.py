@@ -15,6 +15,8 @@ class Loss(BaseModel):
     ----------
     energy, forces, stress, moments
         Weights, for errors in eV/atom, eV/Å, eV/Å³ and μ_B; the last for magnetic models.
+    magnetic_forces
+        Weight of those of -dE/dS, in eV per radian; no part of the paper's loss.
     delta
         Where the Huber loss H turns from quadratic to linear, in the same units.
     """
@@ -25,6 +27,7 @@ class Loss(BaseModel):
     forces: float = Field(1.0, ge=0)
     stress: float = Field(1.0, ge=0)
     moments: float = Field(1.0, ge=0)
+    magnetic_forces: float = Field(0.0, ge=0)
     delta: float = Field(0.01, gt=0)
 
     def __call__(self, predicted: Prediction, batch: Batch) -> Tensor:
@@ -41,4 +44,10 @@ class Loss(BaseModel):
         if predicted.moments is not None and batch.moments is not None:
             moments = huber_loss(predicted.moments, batch.moments, delta=self.delta)
             loss = loss + self.moments * moments
+        if predicted.magnetic_forces is not None and batch.magnetic_forces is not None:
+            spins = batch.magnetic_forces.isfinite()
+            turning = huber_loss(
+                predicted.magnetic_forces[spins], batch.magnetic_forces[spins], delta=self.delta
+            )
+            loss = loss + self.magnetic_forces * turning
         return loss

@@ -161,4 +161,5 @@ def _detached(predicted: Prediction) -> Prediction:
         predicted.forces.detach(),
         detach(predicted.stress),
         moments=detach(predicted.moments),
+        magnetic_forces=detach(predicted.magnetic_forces),
     )

@@ -22,7 +22,7 @@ from rich.console import Console
 import e3sparse
 from e3sparse.adapter import Adapter
 from e3sparse.backends import Potential
-from e3sparse.errors import ConfigError, Interrupted
+from e3sparse.errors import ConfigError, DataError, Interrupted
 from e3sparse.files import replacing
 from e3sparse.training import figures
 from e3sparse.training.config import FinetuneConfig
@@ -209,8 +209,15 @@ def _with_spin_layers(
         "spin_orbit": config.spin_orbit,
         "average_neighbours": average_neighbours(train, potential.cutoff),
     }
+    if config.loss.magnetic_forces > 0 and any(f.magnetic_forces is None for f in train):
+        raise DataError(
+            f"The loss has a weight for magnetic forces, and not every frame of {config.train} has "
+            f"a label '{config.keys.magnetic_forces}'. Set the weight to 0, or name the right one."
+        )
     try:
-        return add_spins(potential, seed=config.seed, **settings | config.spin_settings)
+        magnetic = add_spins(potential, seed=config.seed, **settings | config.spin_settings)
+        magnetic.magnetic_forces = config.loss.magnetic_forces > 0
+        return magnetic
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

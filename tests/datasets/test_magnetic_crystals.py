@@ -104,7 +104,7 @@ def test_the_file_can_be_trained_on(labelled):
 
 def test_the_file_holds_frames_that_the_script_draws(drawn, labelled):
     there = {atoms.info["config_type"]: atoms for atoms in reversed(drawn)}
-    assert {"Fe_FM", "Fe_AFM", "Ni_FM", "NiO_FM", "NiO_AFM-II"} <= {
+    assert {"Fe_FM", "Fe_AFM", "Fe_NM", "Ni_FM", "NiO_AFM-II"} <= {
         atoms.info["config_type"] for atoms in labelled
     }
     for atoms in labelled:

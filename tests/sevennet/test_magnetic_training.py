@@ -1,6 +1,7 @@
 """From frames with moments to a run with spin-aware layers, by the command line and back."""
 
 import json
+import re
 
 import ase.io
 import numpy as np
@@ -11,10 +12,13 @@ from magnetic_cases import water as frames
 from support import load
 
 from e3sparse import magnetism
+from e3sparse.errors import ConfigError, DataError, Interrupted
 from e3sparse.spins import SPINS, as_vectors, directions_of
 from e3sparse.symmetry import PotentialSubject
 from e3sparse.training.config import make_config
 from e3sparse.training.evaluation import moment_errors
+from e3sparse.training.frames import LabelKeys, read_split
+from e3sparse.training.module import FineTuning
 from e3sparse.training.run import finetune
 
 
@@ -94,9 +98,6 @@ def test_layers_of_a_run_are_refused_without_its_adapter(trained, files, tiny_ch
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(files, tiny_checkpoint, tmp_path, monkeypatch):
-    from e3sparse.errors import Interrupted
-    from e3sparse.training.module import FineTuning
-
     def config(name):
         settings = {"magnetic": True, "max_steps": 12, "dtype": "float64", "device": "cpu"}
         return make_config(
@@ -141,8 +142,6 @@ def test_collinear_moments_point_along_z_and_give_the_spins(tiny_checkpoint, tmp
     made = frames(3, collinear=True)
     made[0].arrays["REF_magmom"][1] = 0.05
     ase.io.write(path, made)
-    from e3sparse.training.frames import LabelKeys, read_split
-
     read, _ = read_split(path, LabelKeys(), known=(1, 8), cutoff=4.0, magnetic=True)
     np.testing.assert_allclose(read[0].moments[:, 2], made[0].arrays["REF_magmom"], atol=1e-8)
     assert not read[0].moments[:, :2].any()
@@ -179,8 +178,6 @@ def nan_spin(frame):
 def test_bad_moments_are_refused_before_anything_is_written(
     change, says, tiny_checkpoint, run, tmp_path
 ):
-    import re
-
     made = frames(4)
     change(made[2])
     ase.io.write(tmp_path / "bad.xyz", made)
@@ -206,8 +203,6 @@ def test_a_run_without_spins_does_not_read_them(tiny_checkpoint, tmp_path, run):
 
 
 def test_bad_spin_settings_name_the_setting(tiny_checkpoint, files, tmp_path):
-    from e3sparse.errors import ConfigError
-
     settings = {"model": str(tiny_checkpoint), "magnetic": True, "spin_settings": {"channel": 3}}
     with pytest.raises(ConfigError, match=r"spin_settings\.channel"):
         finetune(make_config(settings | {"out": tmp_path / "run", **files}))
@@ -228,6 +223,39 @@ def test_errors_of_moments():
 def test_directions_of_moments():
     moments = as_vectors([2.0, -0.5, 0.05], 3, "moments")
     np.testing.assert_array_equal(directions_of(moments), [[0, 0, 1], [0, 0, -1], [0, 0, 0]])
+
+
+def test_labels_of_magnetic_forces_are_those_of_turning_a_spin(files):
+    read, _ = read_split(files["test"], LabelKeys(), known=(1, 8), cutoff=4.0, magnetic=True)
+    for frame in read:
+        spins = frame.atoms.arrays[SPINS]
+        field = 0.2 * (spins.sum(axis=0) - spins)
+        across = field - (field * spins).sum(axis=1, keepdims=True) * spins
+        np.testing.assert_allclose(frame.magnetic_forces, across, atol=1e-6)
+
+
+def test_magnetic_forces_teach_the_exchange(files, tiny_checkpoint, tmp_path):
+    settings = {"model": str(tiny_checkpoint), "magnetic": True, "spin_lr": 0.02, "max_steps": 60}
+    settings |= {"device": "cpu", "valid_every": 4, **files}
+    found = {}
+    for weight in (1e-9, 10.0):
+        loss = {"energy": 0.0, "magnetic_forces": weight}
+        result = finetune(make_config(settings | {"loss": loss, "out": tmp_path / f"{weight}"}))
+        found[weight] = result.table.loc["test after"]
+    learned, control = (found[weight]["magnetic_forces_mae"] for weight in (10.0, 1e-9))
+    assert learned < 30.0  # meV per radian, of 160
+    assert control > 3 * learned
+
+
+def test_a_weight_without_labels_is_refused(files, tiny_checkpoint, tmp_path):
+    bare = ase.io.read(files["train"], index=":")
+    del bare[3].arrays["REF_magforces"]
+    ase.io.write(tmp_path / "train.xyz", bare)
+    settings = {"model": str(tiny_checkpoint), "magnetic": True, "loss": {"magnetic_forces": 1.0}}
+    settings |= {"train": tmp_path / "train.xyz", "out": tmp_path / "run", "device": "cpu"}
+    with pytest.raises(DataError, match="REF_magforces"):
+        finetune(make_config(settings))
+    assert not (tmp_path / "run").exists()
 
 
 def test_magnetic_forces_are_predicted_when_asked_for(tiny_checkpoint):
