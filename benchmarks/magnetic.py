@@ -8,7 +8,7 @@
 Data: ../shared/data or the folder E3SPARSE_DATA. Every method has the same steps, batches and
 spin-aware layers. Its learning rate is the best on validation (errors of energy, force and moment,
 each over the smallest, summed) of the two in METHODS, with seed 0; for NiO it is the first of them.
-Every run is a row of benchmarks/results/magnetic_<task>.csv; those of budget with seed 0 are kept in
+Every run is a row of benchmarks/results/magnetic_<task>.csv; budget with seed 0 stays in
 runs/magnetic.
 """
 
