@@ -8,9 +8,15 @@
 `run` skips what is finished; runs go to runs/what_changed/. Data: ../shared/data or the folder
 E3SPARSE_DATA. The null model is the run `null`: the budget method on the same frames with their
 labels dealt out anew among frames of the same composition (`e3sparse.analysis.null_model`).
+
+`low-rank-not-held` is no run of its own. e3sparse holds the rows of elements that no training frame
+has at zero whatever the method; the published low-rank update does not. Their gradient is zero
+either way, so what it would have left there is A·B of the same run without the hold.
 """
 
+import json
 import os
+import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +26,15 @@ import ase.io
 import torch
 import typer
 
+from e3sparse.adapter_file import read_values
+from e3sparse.analysis.causality import ablate
 from e3sparse.analysis.null_model import shuffle_labels
+from e3sparse.analysis.reading import read_changes
+from e3sparse.analysis.report import write_report
+from e3sparse.analysis.stability import agreement
+from e3sparse.analysis.tables import absent_table
+from e3sparse.backends import load_potential
+from e3sparse.errors import DataError
 from e3sparse.training.config import make_config
 from e3sparse.training.run import RESULTS, finetune
 
@@ -28,6 +42,7 @@ HERE = Path(__file__).resolve().parent
 RUNS, PAGES = HERE.parent / "runs" / "what_changed", HERE / "results"
 DATA = Path(os.environ.get("E3SPARSE_DATA", HERE.parents[1] / "shared" / "data"))
 SPARSITY = 0.97
+NOT_HELD, ABLATED = "low-rank-not-held", ("budget-0", "low-rank")
 
 
 def equiatomic(frames, counts):
@@ -103,7 +118,6 @@ TASKS = {
 }  # fmt: skip
 
 app = typer.Typer(no_args_is_help=True)
-app.callback()(lambda: None)
 TaskName = Annotated[str, typer.Argument(help=f"One of: {', '.join(TASKS)}.")]
 
 
@@ -132,6 +146,96 @@ def write_frames(task, folder):
     for name, split in frames.items():
         ase.io.write(files[name], split)
     return files
+
+
+@app.command()
+def page(task: TaskName) -> None:
+    """Write the report on the runs of a task to benchmarks/results/what_changed_<task>."""
+    torch.set_num_threads(1)
+    chosen, folder = TASKS[task], RUNS / task
+    done = [name for name in chosen.runs if (folder / name / RESULTS).is_file()]
+    if "low-rank" in done:
+        done.insert(done.index("low-rank") + 1, NOT_HELD)
+        let_go(chosen, folder)
+    changes = {c.name: c for c in read_changes([folder / name for name in done])}
+    ablations = {}
+    for name in ABLATED:
+        if name in changes:
+            try:
+                ablations[name] = ablate(changes[name], folder / "test.xyz")
+            except DataError as error:
+                print(error)
+    out = PAGES / f"what_changed_{task}"
+    sentences = findings(list(changes.values()), ablations)
+    write_report(
+        list(changes.values()), out, ablations=ablations, summary=sentences, overwrite=True
+    )
+    for svg in (out / "figures").glob("*.svg"):
+        svg.unlink()  # the page holds them
+    print("\n".join(sentences))
+
+
+def let_go(task, folder):
+    """Save the low-rank run's A·B with nothing held at zero, as an adapter folder."""
+    run, out = folder / "low-rank", folder / NOT_HELD
+    shutil.rmtree(out, ignore_errors=True)
+    potential = load_potential(task.model)
+    settings = task.runs["low-rank"]
+    adapter = potential.patch(settings["targets"], "low_rank", seed=0)
+    state = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    for path, delta in adapter.deltas().items():
+        prefix = f"model.{path}.e3sparse.deltas.default."
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        delta.load_state_dict(own)
+    held = read_values(run / "adapter")
+    for path, value in adapter.values().items():
+        same = torch.isclose(value, held[path], rtol=1e-5, atol=1e-7)
+        assert (same | (held[path] == 0)).all(), f"{path}: the checkpoint is not of this run"
+    errors = json.loads((run / RESULTS).read_text())["errors"]
+    after = {key: value for key, value in errors["train after"].items() if value is not None}
+    adapter.save_pretrained(out, base_model=task.model, metrics={"train after": after})
+
+
+def findings(changes, ablations):
+    """Return three sentences on what the runs show and do not show, with their figures."""
+    by_name = {change.name: change for change in changes}
+    first = by_name["budget-0"]
+    absent = {name: absent_table(change).loc["absent"] for name, change in by_name.items()}
+    count = int(absent["budget-0"]["entries"])
+    said = [
+        f"Of the weights that are an absent element's own ({count:,}), the sparse method changed "
+        f"{int(absent['budget-0']['updated']):,}"
+    ]
+    for name in ("low-rank", NOT_HELD, "full"):
+        if name in absent:
+            said.append(f"{name} {int(absent[name]['updated']):,}")
+    sentences = ["; ".join(said) + "."]
+    table = agreement(changes).set_index(["a", "b"])
+    seeds = table.loc[("budget-0", "budget-1")]
+    sentence = (
+        f"Two seeds share {seeds['jaccard']:.1%} of the entries that either changes (Jaccard; by "
+        f"chance {seeds['chance']:.1%}, within path blocks {seeds['chance_in_blocks']:.1%}), and "
+        f"rank the channels alike with ρ = {seeds['rho']:+.2f} ({seeds['rho_low']:+.2f} to "
+        f"{seeds['rho_high']:+.2f})"
+    )
+    if "null" in by_name:
+        null = table.loc[("budget-0", "null")]
+        sentence += (
+            f"; with the run on shuffled labels it is {null['jaccard']:.1%} and ρ = "
+            f"{null['rho']:+.2f} ({null['rho_low']:+.2f} to {null['rho_high']:+.2f}), so this much "
+            "of the pattern owes nothing to the labels"
+        )
+    sentences.append(sentence + ".")
+    if first.name in ablations:
+        found = ablations[first.name]
+        size, count = found.correlations["one_minus_r2"], found.correlations["updated"]
+        sentences.append(
+            f"Taking out one group at a time, 1 − R² predicts the share of the force gain that a "
+            f"group carries with ρ = {size}, the number of updated entries with {count}: the page "
+            "shows where weights moved; it does not show that a channel matters because its cell "
+            "is dark, nor that l of a feature is the l of an orbital."
+        )
+    return sentences
 
 
 if __name__ == "__main__":

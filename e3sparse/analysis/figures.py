@@ -15,6 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullFormatter
 
 from e3sparse.analysis.cells import EVERY, LETTERS, OTHER
 from e3sparse.analysis.change import Change
@@ -223,6 +224,7 @@ def ablation(found: "Ablation", name: str, top: int = 15) -> Figure:
             ylabel="share of the gain (%)",
             title=f"rank correlation\n{found.correlations[measure]}",
         )
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.axhline(0, color="black", lw=0.8)
         panel.legend(title="output", fontsize=7, title_fontsize=7)
     for panel in axes:
@@ -248,12 +250,11 @@ def _heatmap(
     everything = pd.concat(tables).sort_values("depth", kind="stable")
     rows = list(dict.fromkeys(everything["row"]))
     scale = _Scale.of(list(everything[measure]))
-    wide, high = len(columns) * _CELL[0], len(rows) * _CELL[1]
+    # The titles need their width too.
+    wide, high = max(len(columns) * _CELL[0], 1.75), len(rows) * _CELL[1]
     labels = max(len(row) for row in rows) * 0.065
     across = max(1, min(len(changes), int((13 - labels) // (wide + 0.2))))
     down = ceil(len(changes) / across)
-    # The titles need their width too.
-    wide = max(wide, 1.75)
     height = down * (high + 0.75) + 0.5
     # A colour bar lies under what is too low for one that stands.
     size = labels + across * (wide + 0.2) + 1.2, height + (0.8 if height < 2.8 else 0)
