@@ -8,6 +8,8 @@
 `run` skips what is finished; runs go to runs/what_changed/. Data: ../shared/data or the folder
 E3SPARSE_DATA. The null model is the run `null`: the budget method on the same frames with their
 labels dealt out anew among frames of the same composition (`e3sparse.analysis.null_model`).
+Such labels cannot be learned, so that it ends worse than the base model: it shows what a training
+leaves that finds nothing, not what one leaves that finds something else.
 
 `low-rank-not-held` is no run of its own. e3sparse holds the rows of elements that no training frame
 has at zero whatever the method; the published low-rank update does not. Their gradient is zero
@@ -42,7 +44,7 @@ HERE = Path(__file__).resolve().parent
 RUNS, PAGES = HERE.parent / "runs" / "what_changed", HERE / "results"
 DATA = Path(os.environ.get("E3SPARSE_DATA", HERE.parents[1] / "shared" / "data"))
 SPARSITY = 0.97
-NOT_HELD, ABLATED = "low-rank-not-held", ("budget-0", "low-rank")
+NOT_HELD, ABLATED = "low-rank-not-held", ("budget-0",)
 
 
 def equiatomic(frames, counts):
@@ -221,19 +223,29 @@ def findings(changes, ablations):
     if "null" in by_name:
         null = table.loc[("budget-0", "null")]
         sentence += (
-            f"; with the run on shuffled labels it is {null['jaccard']:.1%} and ρ = "
-            f"{null['rho']:+.2f} ({null['rho_low']:+.2f} to {null['rho_high']:+.2f}), so this much "
-            "of the pattern owes nothing to the labels"
+            f"; with the run on shuffled labels it is {null['jaccard']:.1%} (within path blocks by "
+            f"chance {null['chance_in_blocks']:.1%}) and ρ = {null['rho']:+.2f} "
+            f"({null['rho_low']:+.2f} to {null['rho_high']:+.2f}), so that "
+        )
+        sentence += (
+            "the pattern comes from the labels and not from the model and the optimizer alone"
+            if null["rho_high"] < seeds["rho_low"]
+            else "which channels changed cannot be told from what any labels would have changed"
         )
     sentences.append(sentence + ".")
     if first.name in ablations:
         found = ablations[first.name]
         size, count = found.correlations["one_minus_r2"], found.correlations["updated"]
+        verdict = (
+            "a darker channel does carry more here, but that is no statement on another system"
+            if size.low > 0
+            else "a dark cell says where weights moved and not that much depends on it"
+        )
         sentences.append(
-            f"Taking out one group at a time, 1 − R² predicts the share of the force gain that a "
-            f"group carries with ρ = {size}, the number of updated entries with {count}: the page "
-            "shows where weights moved; it does not show that a channel matters because its cell "
-            "is dark, nor that l of a feature is the l of an orbital."
+            "With the delta of one group at a time taken out, the rank correlation with the share "
+            f"of the force gain that the group carries is {size} for 1 − R² and {count} for the "
+            f"number of updated entries: {verdict}; nor does anything here show that the l of a "
+            "feature is the l of an orbital."
         )
     return sentences
 

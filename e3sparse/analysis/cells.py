@@ -124,6 +124,14 @@ def layer_depths(paths: list[str]) -> dict[str, int]:
     that number plus one is the depth. Layers without one have depth 0 in front of the first
     numbered layer, and the largest depth plus one behind it.
     """
+    numbered = numbered_layers(paths)
+    first = next((i for i, path in enumerate(paths) if path in numbered), len(paths))
+    last = max(numbered.values(), default=0) + 1
+    return {p: numbered.get(p, 0 if i < first else last) for i, p in enumerate(paths)}
+
+
+def numbered_layers(paths: list[str]) -> dict[str, int]:
+    """Return the depth of those layers whose names have a number."""
     shared = _common_parents(paths)
     numbered = {}
     for path in paths:
@@ -131,9 +139,7 @@ def layer_depths(paths: list[str]) -> dict[str, int]:
         found = re.search(r"\d+", ".".join(path.split(".")[shared : shared + 2]))
         if found:
             numbered[path] = int(found[0]) + 1
-    first = next((i for i, path in enumerate(paths) if path in numbered), len(paths))
-    last = max(numbered.values(), default=0) + 1
-    return {p: numbered.get(p, 0 if i < first else last) for i, p in enumerate(paths)}
+    return numbered
 
 
 def _common_parents(paths: list[str]) -> int:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter
 
-from e3sparse.analysis.cells import EVERY, LETTERS, OTHER
+from e3sparse.analysis.cells import EVERY, LETTERS, OTHER, numbered_layers
 from e3sparse.analysis.change import Change
 from e3sparse.analysis.periodic_table import place
 from e3sparse.analysis.tables import element_table, layer_table, summed
@@ -177,9 +177,9 @@ def sparsity_by_depth(changes: Sequence[Change]) -> Figure:
     axes.set_yticks(ticks, ["0", "90", "99", "99.9", "99.99", "100"])
     axes.minorticks_off()
     axes.set(ylim=(1.5, -3e-5), ylabel="exact zeros in ΔW (%)")
-    names = ["input", *map(str, range(1, deepest)), "output"]
-    if not any(change.cells["depth"].eq(0).any() for change in changes):
-        names[0] = ""
+    layers = [path for change in changes for path in change.layouts]
+    numbered = max(numbered_layers(layers).values(), default=0)
+    names = ["input", *map(str, range(1, numbered + 1)), "output"][: deepest + 1]
     axes.set_xticks(range(deepest + 1), names)
     axes.set_xlabel("depth: number of the interaction layer (large: all its layers together)")
     axes.grid(axis="y", color="0.9")

@@ -120,6 +120,15 @@ def test_every_element_has_a_place_of_its_own():
         place(119)
 
 
+@pytest.mark.parametrize(
+    ("layers", "names"),
+    [(["embedding", "readout"], ["input"]), (["embedding", "radial.layer0"], ["input", "1"])],
+)
+def test_depths_are_called_after_the_layers(layers, names):
+    (axes,) = figures.sparsity_by_depth([random_change(layers, "dense")]).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == names
+
+
 class Page(HTMLParser):
     """What a page refers to, its ids, and the text of its tables."""
 
