@@ -237,7 +237,10 @@ def findings(changes, ablations):
         found = ablations[first.name]
         size, count = found.correlations["one_minus_r2"], found.correlations["updated"]
         verdict = (
-            "a darker channel does carry more here, but that is no statement on another system"
+            f"only {found.resolved} of {len(found.table)} shares can be told from 0, so neither "
+            "says what a dark cell does"
+            if found.mostly_noise
+            else "a darker channel does carry more here, but that is no statement on another system"
             if size.low > 0
             else "a dark cell says where weights moved and not that much depends on it"
         )

@@ -49,6 +49,16 @@ class Ablation:
     frames: int
 
     @property
+    def resolved(self) -> int:
+        """How many groups carry a share whose interval does not include 0."""
+        return int(((self.table["carried_low"] > 0) | (self.table["carried_high"] < 0)).sum())
+
+    @property
+    def mostly_noise(self) -> bool:
+        """Whether fewer than half of the shares can be told from 0: ranks of noise say nothing."""
+        return 2 * self.resolved < len(self.table)
+
+    @property
     def correlations(self) -> dict[str, RankCorrelation]:
         """Rank correlation of each measure of the change's size with the share it carries."""
         return {m: rank_correlation(self.table[m], self.table["carried"]) for m in MEASURES}

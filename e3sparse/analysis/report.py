@@ -336,6 +336,9 @@ def _ablation_notes(name: str, found: "Ablation") -> list[str]:
         "its interval includes 0, so that on these frames a dark cell of the figures above does "
         "not mean that much depends on it"
         if not (size.low > 0 or size.high < 0)
+        else f"but only {found.resolved} of the {len(table)} shares can be told from 0 on these "
+        "frames, so that it ranks noise for the most part: give more frames"
+        if found.mostly_noise
         else "larger changes carry more"
         if size.low > 0
         else "larger changes carry less"

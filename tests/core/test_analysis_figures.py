@@ -1,6 +1,7 @@
 """Figures and the page: nothing clipped, nothing missing, nothing from elsewhere."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -167,6 +168,25 @@ def test_the_page_needs_nothing_else(report):
     assert len(set(page.ids)) == len(page.ids)
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
     assert page.tags.count("svg") == len(DRAWN)
+
+
+def test_ranks_of_noise_are_called_so(tmp_path):
+    made = changes(1)
+    clear = ablation_of(made[0])
+    noisy = replace(clear, table=clear.table.assign(carried_low=-1.0, carried_high=1.0))
+    # A share that grows with the change, so that the correlation alone would say too much.
+    said = {}
+    for name, found in (("clear", clear), ("noisy", noisy)):
+        order = found.table["one_minus_r2"].fillna(0).rank() / 100
+        table = found.table.assign(carried=order)
+        if name == "clear":
+            table = table.assign(carried_low=order - 0.001, carried_high=order + 0.001)
+        found = replace(found, table=table)
+        page = write_report(made, tmp_path / name, ablations={made[0].name: found})
+        said[name] = page.read_text()
+    assert "ranks noise" in said["noisy"]
+    assert "larger changes carry more" in said["clear"]
+    assert "ranks noise" not in said["clear"]
 
 
 def test_figures_and_tables_lie_beside_it(report):

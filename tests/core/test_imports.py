@@ -18,8 +18,9 @@ EXTRAS = {
 }
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 MAY_USE_EXTRAS = (
-    *("training/", "symmetry/", "analysis/", "cli"),
-    *("calculator.py", "backends.py", "structures.py"),
+    *("training/", "symmetry/", "analysis/", "cli", "datasets/"),
+    *("calculator.py", "backends.py", "structures.py", "spins.py"),
+    *("magnetism/file.py", "magnetism/potential.py"),
 )
 
 
