@@ -67,7 +67,8 @@ class Task:
     batch: int
     loss: dict[str, float]
     rates: int = 2  # how many of each grid are tried
-    slower: float = 1.0  # every learning rate is divided by this
+    slower: float = 1.0  # learning rates of the base are divided by this
+    spin_lr: float = FRESH_LR
 
     def splits(self):
         """Return the frames of each split by name."""
@@ -128,11 +129,12 @@ TASKS = {
             "nio",
             "NiO, 32 atoms, non-collinear (DeltaSpin), energies within 2 meV/atom: weights "
             "10³:1:0:1, and 100 for magnetic forces",
-            60,
+            120,
             1,
             {"energy": 1e3, "magnetic_forces": 100.0},
             rates=1,
             slower=5.0,
+            spin_lr=5e-3,
         ),
     )
 }
@@ -158,7 +160,7 @@ def one_run(task, label, lr, seed, keep=None):
                 "method": method,
                 "method_settings": settings,
                 "lr": lr,
-                "spin_lr": FRESH_LR / task.slower,
+                "spin_lr": task.spin_lr,
                 "seed": seed,
                 "device": "cpu",
                 "max_steps": task.steps,
@@ -389,7 +391,7 @@ def lines(task, mine):
     written = [
         f"# Spin-aware layers on SevenNet-0: {task.name}",
         "",
-        (__doc__ or "").split("\n\n", 1)[1].strip(),
+        (__doc__ or "").split("\n\n", 1)[1].rstrip(),
         "",
         task.about + ".",
         "",
