@@ -242,6 +242,8 @@ def _fit(config: FinetuneConfig, module: FineTuning, data: Frames, resume: bool)
             save_last=True,
             enable_version_counter=False,
             save_on_exception=True,
+            # After the validation, while the averaged weights are in place.
+            save_on_train_epoch_end=False,
         ),
     ]
     if config.patience is not None:

@@ -28,7 +28,9 @@ from e3sparse.training.run import finetune
 
 
 def config(tiny_checkpoint, data_files, out, **values):
-    defaults = {"max_steps": 12, "batch_size": 4, "device": "cpu", "valid_every": 1}
+    defaults = {"batch_size": 4, "device": "cpu", "valid_every": 1}
+    if "epochs" not in values:
+        defaults["max_steps"] = 12
     return make_config(
         {"model": str(tiny_checkpoint), "out": out, **data_files, **defaults, **values}
     )
@@ -159,6 +161,28 @@ def test_training_that_ends_within_an_epoch_is_validated_at_its_end(
     metrics = pd.read_csv(tmp_path / "run" / "metrics.csv").dropna(subset=["valid/loss"])
     assert metrics["step"].max() == steps - 1
     assert result.adapter.sparsity().layerwise == pytest.approx(0.9, abs=0.01)
+
+
+@pytest.mark.parametrize("method", ["full", "budget"])
+@pytest.mark.parametrize("optimizer", ["schedule_free", "adamw"])
+@pytest.mark.parametrize(
+    "length",
+    [{"epochs": 4}, {"epochs": 4, "valid_every": 2}, {"max_steps": 10, "valid_every": 2}],
+    ids=["every_epoch", "every_other", "ends_early"],
+)
+def test_the_model_that_is_left_is_the_one_that_was_validated(
+    length, optimizer, method, tiny_checkpoint, data_files, tmp_path
+):
+    # The schedule-free optimizer has other weights in training than in validation.
+    settings = {"method": method, "optimizer": optimizer, "dtype": "float64", "lr": 3e-2}
+    if method == "budget":
+        settings["method_settings"] = {"target_sparsity": 0.8}
+    result = finetune(config(tiny_checkpoint, data_files, tmp_path / "run", **length, **settings))
+    metrics = pd.read_csv(tmp_path / "run" / "metrics.csv").dropna(subset=["valid/score"])
+    best = metrics.loc[metrics["valid/score"].idxmin()]
+    found = result.table.loc["valid after"]
+    assert found["forces_mae"] == pytest.approx(best["valid/forces_mae"], rel=1e-5)
+    assert found["energy_mae"] == pytest.approx(best["valid/energy_mae"], rel=1e-5)
 
 
 def test_only_the_delta_gets_gradients(tiny_checkpoint, data_files):
