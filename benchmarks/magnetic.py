@@ -322,7 +322,8 @@ def draw_iron(task, subject, path):
     left.set(
         xlabel="angle between the two spins (degrees)",
         ylabel="E(angle) - E(0) (meV/atom)",
-        title="Fe, 2 atoms, held-out geometries (lines: model;\ncircles: DFT; no angle between is in the data)",
+        title="Fe, 2 atoms, held-out geometries (lines: model;\n"
+        "circles: DFT; no angle between is in the data)",
     )
     left.legend()
     low, high = min(wanted + found), max(wanted + found)

@@ -38,7 +38,8 @@ from e3sparse.analysis.tables import absent_table
 from e3sparse.backends import load_potential
 from e3sparse.errors import DataError
 from e3sparse.training.config import make_config
-from e3sparse.training.run import RESULTS, finetune
+from e3sparse.training.run import finetune
+from e3sparse.training.run_folder import RESULTS
 
 HERE = Path(__file__).resolve().parent
 RUNS, PAGES = HERE.parent / "runs" / "what_changed", HERE / "results"

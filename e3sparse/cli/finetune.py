@@ -79,6 +79,17 @@ def finetune(
             rich_help_panel=_MAGNETISM,
         ),
     ] = None,
+    replay: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, or a file of structures: penalise drift from the base model on random "
+            "structures or on these, labelled by itself.  (default none)",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    replay_weight: Annotated[
+        float | None, typer.Option(help="(default 1)", rich_help_panel=_TRAINING)
+    ] = None,
     targets: Annotated[
         list[str] | None,
         typer.Option(
@@ -165,6 +176,7 @@ def finetune(
     """Fine-tune a model with a sparse delta (or whole) and write a run folder."""
     from e3sparse.training import run
     from e3sparse.training.config import make_config, read_config
+    from e3sparse.training.run_folder import CONFIG
 
     if overwrite and resume:
         raise ConfigError("--overwrite and --resume exclude each other.")
@@ -183,6 +195,8 @@ def finetune(
         "magnetic": magnetic or None,
         "spin_orbit": spin_orbit or None,
         "spin_lr": spin_lr,
+        "replay": replay,
+        "replay_weight": replay_weight,
         "targets": targets[0] if targets and len(targets) == 1 else targets,
         "method": method,
         "epochs": epochs,
@@ -220,7 +234,7 @@ def finetune(
                 f"(given too: {', '.join(changed) or 'config'})."
             )
         folder = out_ or Path("run")
-        values = read_config(folder / run.CONFIG) | {"out": folder}
+        values = read_config(folder / CONFIG) | {"out": folder}
     else:
         values = read_config(config) if config else {}
         values |= {k: v for k, v in given.items() if v is not None}

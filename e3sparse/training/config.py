@@ -1,10 +1,10 @@
 """The settings of a fine-tuning run, from flags and a YAML file."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from e3sparse.deltas import METHODS
 from e3sparse.errors import ConfigError, nearest
@@ -35,6 +35,12 @@ class FinetuneConfig(BaseModel):
         whether the spins may feel the lattice. The layers are trained in full, at `spin_lr`.
     spin_settings
         Other settings of `e3sparse.magnetism.SpinSettings`.
+    replay
+        `"auto"` or a file of structures: penalise drift from the base model on random structures
+        or on these, labelled by the base model itself (`e3sparse.training.replay`).
+    replay_weight, replay_structures, replay_batch_size
+        Weight of that loss beside the other, how many random structures there are, and how many
+        of them each step sees.
     e0s
         `"fit"`: one energy shift per element. Of an element that `train` has an isolated atom of
         (one atom, not periodic; no forces needed), its label less the base model's energy; of the
@@ -72,6 +78,11 @@ class FinetuneConfig(BaseModel):
     spin_lr: float = Field(FRESH_LR, gt=0)
     spin_settings: dict[str, Any] = Field(default_factory=dict)
 
+    replay: str | None = None
+    replay_weight: float = Field(1.0, gt=0)
+    replay_structures: int = Field(128, ge=1)
+    replay_batch_size: int = Field(4, ge=1)
+
     epochs: int = Field(50, ge=1)
     max_steps: int | None = Field(None, ge=1)
     batch_size: int = Field(8, ge=1)
@@ -105,6 +116,12 @@ class FinetuneConfig(BaseModel):
                 f"Optimizers: {', '.join(OPTIMIZERS)}"
             )
         return optimizer
+
+    @model_validator(mode="after")
+    def _has_something_to_replay(self) -> Self:
+        if self.replay is not None and self.method == "scratch":
+            raise ValueError("training from scratch has no base model that it could stay near")
+        return self
 
     @property
     def whole_model(self) -> bool:

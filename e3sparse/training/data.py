@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -89,26 +90,27 @@ def loader(
     dataset: FrameDataset, potential: Potential, batch_size: int, sampler: Any = None
 ) -> DataLoader[Any]:
     """Return batches of a data set, in order unless a sampler is given."""
+    return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=partial(collate, potential))
 
-    def collate(items: list[tuple[Any, Frame, float]]) -> Batch:
-        graphs, frames, offsets = zip(*items, strict=True)
-        dtype = potential.dtype
-        stress = [torch.zeros(3, 3) if f.stress is None else f.stress for f in frames]
-        return Batch(
-            inputs=potential.collate(graphs),
-            energy=torch.tensor(
-                [f.energy - o for f, o in zip(frames, offsets, strict=True)], dtype=torch.float64
-            ),
-            forces=torch.cat([torch.as_tensor(f.forces, dtype=dtype) for f in frames]),
-            stress=torch.stack([torch.as_tensor(s, dtype=dtype) for s in stress]),
-            has_stress=torch.tensor([f.stress is not None for f in frames]),
-            atoms=torch.tensor([len(f.atoms) for f in frames]),
-            numbers=torch.cat([torch.as_tensor(f.atoms.numbers) for f in frames]).long(),
-            moments=_per_atom([f.moments for f in frames], dtype),
-            magnetic_forces=_per_atom([f.magnetic_forces for f in frames], dtype),
-        )
 
-    return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate)
+def collate(potential: Potential, items: Sequence[tuple[Any, Frame, float]]) -> Batch:
+    """Return items of a `FrameDataset` as one batch."""
+    graphs, frames, offsets = zip(*items, strict=True)
+    dtype = potential.dtype
+    stress = [torch.zeros(3, 3) if f.stress is None else f.stress for f in frames]
+    return Batch(
+        inputs=potential.collate(graphs),
+        energy=torch.tensor(
+            [f.energy - o for f, o in zip(frames, offsets, strict=True)], dtype=torch.float64
+        ),
+        forces=torch.cat([torch.as_tensor(f.forces, dtype=dtype) for f in frames]),
+        stress=torch.stack([torch.as_tensor(s, dtype=dtype) for s in stress]),
+        has_stress=torch.tensor([f.stress is not None for f in frames]),
+        atoms=torch.tensor([len(f.atoms) for f in frames]),
+        numbers=torch.cat([torch.as_tensor(f.atoms.numbers) for f in frames]).long(),
+        moments=_per_atom([f.moments for f in frames], dtype),
+        magnetic_forces=_per_atom([f.magnetic_forces for f in frames], dtype),
+    )
 
 
 def _per_atom(labels: Sequence[Array | None], dtype: torch.dtype) -> Tensor | None:

@@ -14,6 +14,7 @@ from e3sparse.training.data import Batch
 from e3sparse.training.evaluation import MEV
 from e3sparse.training.losses import Loss
 from e3sparse.training.optimizers import FRESH_LR, make_optimizer, set_averaged
+from e3sparse.training.replay import Replay
 
 
 class FineTuning(LightningModule):
@@ -31,6 +32,8 @@ class FineTuning(LightningModule):
         See `e3sparse.training.optimizers`.
     fresh_lr
         Learning rate of layers that are no part of the base model.
+    replay
+        Structures on which to stay near the base model, if any.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class FineTuning(LightningModule):
         optimizer: str,
         lr: float,
         fresh_lr: float = FRESH_LR,
+        replay: Replay | None = None,
     ) -> None:
         super().__init__()
         self.model = potential.module
@@ -51,6 +55,7 @@ class FineTuning(LightningModule):
         self.optimizer_name = optimizer
         self.lr = lr
         self.fresh_lr = fresh_lr
+        self.replay = replay
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return what the optimizer holds."""
@@ -84,8 +89,13 @@ class FineTuning(LightningModule):
         with cached():
             predicted = self.potential.forward(batch.inputs)
             loss = self.loss(predicted, batch)
+            self.log("train/loss", loss.detach(), on_step=True, on_epoch=False)
+            if self.replay is not None:
+                known = self.replay.batch(self.trainer.global_step, self.trainer.global_rank)
+                drift = self.loss(self.potential.forward(known.inputs), known)
+                self.log("train/replay_loss", drift.detach(), on_step=True, on_epoch=False)
+                loss = loss + self.replay.weight * drift
         forces_mae = (predicted.forces.detach() - batch.forces).abs().mean() * MEV
-        self.log("train/loss", loss.detach(), on_step=True, on_epoch=False)
         self.log("train/forces_mae", forces_mae, on_step=True, on_epoch=False)
         return loss
 

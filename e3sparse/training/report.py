@@ -8,7 +8,7 @@ import pandas as pd
 
 from e3sparse.errors import ConfigError
 from e3sparse.training.config import read_config
-from e3sparse.training.run import CONFIG, RESULTS
+from e3sparse.training.run_folder import CONFIG, RESULTS
 
 
 def compare_runs(runs: Sequence[Path]) -> pd.DataFrame:

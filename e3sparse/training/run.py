@@ -1,41 +1,33 @@
 """One fine-tuning run, from files to files."""
 
 import logging
-import platform
 import shutil
-import sys
 import warnings
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
-import yaml
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from pydantic import ValidationError
 from rich.console import Console
 
-import e3sparse
 from e3sparse.adapter import Adapter
 from e3sparse.backends import Potential
 from e3sparse.errors import ConfigError, DataError, Interrupted
-from e3sparse.files import replacing
-from e3sparse.training import figures
 from e3sparse.training.config import FinetuneConfig
 from e3sparse.training.data import FrameDataset, Frames, loader
 from e3sparse.training.energy_zero import choose_references, fate_of_isolated
-from e3sparse.training.evaluation import Predictions, error_table, errors, predict
+from e3sparse.training.evaluation import error_table, errors, predict
 from e3sparse.training.frames import Frame, average_neighbours, elements_of
 from e3sparse.training.inputs import load_inputs
 from e3sparse.training.module import FineTuning
 from e3sparse.training.progress import RunProgress
+from e3sparse.training.replay import Replay, replay_frames
+from e3sparse.training.run_folder import CONFIG, write_config, write_figures, write_results
 
-CONFIG = "config.yaml"
-RESULTS = "results.json"
 SPIN_LAYERS = "spins"
 _LAST, _BEST = "last", "best"
 
@@ -92,6 +84,7 @@ def finetune(
         + ", ".join(f"{len(frames)} {name}" for name, frames in splits.items())
         + " frames"
     )
+    to_replay = replay_frames(config, potential, console) if config.replay else None
     before = {name: predict(potential, frames) for name, frames in splits.items()}
     references = choose_references(
         config, potential, splits["train"], before["train"], isolated["train"]
@@ -114,7 +107,7 @@ def finetune(
     if overwrite and config.out.exists():
         shutil.rmtree(config.out)
     config.out.mkdir(parents=True, exist_ok=True)
-    _write_config(config, potential)
+    write_config(config, potential)
 
     module = FineTuning(
         potential,
@@ -123,6 +116,7 @@ def finetune(
         optimizer=config.optimizer,
         lr=config.learning_rate,
         fresh_lr=config.spin_lr,
+        replay=Replay.of(to_replay, potential, config) if to_replay else None,
     )
     data = Frames(
         potential,
@@ -147,8 +141,8 @@ def finetune(
         rows[f"{name} before"] = errors(frames, before[name], references)
         rows[f"{name} after"] = errors(frames, after[name], references)
     table = error_table(rows)
-    _write_results(config.out, table, adapter, potential)
-    _write_figures(config.out, splits, before, after, references)
+    write_results(config.out, table, adapter, potential)
+    write_figures(config.out, splits, before, after, references)
     if adapter is not None:
         adapter.save_pretrained(
             config.out / "adapter",
@@ -283,60 +277,3 @@ def _fit(config: FinetuneConfig, module: FineTuning, data: Frames, resume: bool)
     best = checkpoints / f"{_BEST}.ckpt"
     state = torch.load(best, map_location=module.device, weights_only=False)["state_dict"]
     module.load_state_dict(state)
-
-
-def _write_config(config: FinetuneConfig, potential: Potential) -> None:
-    values = config.model_dump(mode="json")
-    values["lr"] = config.learning_rate
-    with replacing(config.out / CONFIG) as temporary:
-        temporary.write_text(yaml.safe_dump(values, sort_keys=False))
-    with replacing(config.out / "versions.json") as temporary:
-        pd.Series(_versions() | dict(potential.framework)).to_json(temporary, indent=1)
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "e3sparse": e3sparse.__version__}
-    for name in ("torch", "e3nn", "lightning", "schedulefree", "ase", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    found["command"] = " ".join(sys.argv)
-    return found
-
-
-def _write_results(
-    out: Path, table: pd.DataFrame, adapter: Adapter | None, potential: Potential
-) -> None:
-    with replacing(out / "results.csv") as temporary:
-        table.to_csv(temporary, index_label="split")
-    summary: dict[str, Any] = {"errors": table.to_dict(orient="index")}
-    if adapter is not None:
-        counts = adapter.sparsity()
-        summary["sparsity"] = {
-            "layerwise": counts.layerwise,
-            "total": counts.total,
-            "updated": counts.updated,
-            "entries": counts.entries,
-            "parameters": counts.parameters,
-            "fresh": sum(p.numel() for p in potential.fresh_parameters()),
-        }
-    with replacing(out / RESULTS) as temporary:
-        pd.Series(summary).to_json(temporary, indent=1)
-
-
-def _write_figures(
-    out: Path,
-    splits: dict[str, list[Frame]],
-    before: dict[str, Predictions],
-    after: dict[str, Predictions],
-    references: dict[int, float],
-) -> None:
-    logs = sorted(out.glob("logs/version_*/metrics.csv"), key=lambda p: p.stat().st_mtime)
-    metrics = pd.concat([pd.read_csv(log) for log in logs], ignore_index=True)
-    with replacing(out / "metrics.csv") as temporary:
-        metrics.to_csv(temporary, index=False)
-    figures.learning_curve(metrics, out / "figures" / "learning.png")
-    name = "test" if "test" in splits else "valid"
-    parity = out / "figures" / "parity.png"
-    figures.parity(splits[name], before[name], after[name], references, parity)

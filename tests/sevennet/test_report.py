@@ -11,7 +11,7 @@ from e3sparse.analysis import absent_table, read_change, read_changes, total
 from e3sparse.analysis.causality import ablate
 from e3sparse.analysis.reading import _RESULTS, _RUN_CONFIG
 from e3sparse.errors import AdapterFileError, ConfigError, DataError
-from e3sparse.training.run import CONFIG, RESULTS
+from e3sparse.training.run_folder import CONFIG, RESULTS
 
 METHODS = {
     "budget": ["--target-sparsity", "0.9"],

@@ -1,0 +1,81 @@
+"""Small structures of random elements at chemically possible distances."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+from ase.geometry import cellpar_to_cell
+from ase.neighborlist import neighbor_list
+from numpy.typing import NDArray
+
+MOST_ATOMS, MOST_ELEMENTS = 10, 4
+CLOSEST, FARTHEST = 0.8, 1.25
+"""Least distance of two atoms, and greatest one of a bond, over the sum of their covalent radii."""
+PACKING = 0.2, 0.6
+"""Share of a cell that spheres of the covalent radii fill; iron has 0.8, ice 0.2."""
+_TRIES, _GROWTH = 50, 1.1
+
+
+def random_structure(numbers: Sequence[int], rng: np.random.Generator, *, periodic: bool) -> Atoms:
+    """Draw a cluster, or a crystal of a random cell and density.
+
+    A cluster grows by one bond at a time. A crystal is filled at random, and its cell grows while
+    an atom finds no place.
+
+    Parameters
+    ----------
+    numbers
+        Atomic numbers to choose up to `MOST_ELEMENTS` from.
+    rng
+        Source of all chance.
+    periodic
+        Whether it is a crystal.
+
+    Returns
+    -------
+    Atoms
+        2 to `MOST_ATOMS` atoms, no two of them or of their images closer than `CLOSEST`.
+    """
+    few = rng.choice(np.asarray(numbers), size=int(rng.integers(1, MOST_ELEMENTS + 1)))
+    chosen = rng.choice(few, size=int(rng.integers(2, MOST_ATOMS + 1)))
+    if not periodic:
+        return _cluster(chosen, rng)
+    spheres = 4 / 3 * np.pi * (covalent_radii[chosen] ** 3).sum()
+    shape = cellpar_to_cell([*rng.uniform(0.7, 1.4, 3), *rng.uniform(70, 110, 3)])
+    size = (spheres / rng.uniform(*PACKING) / abs(np.linalg.det(shape))) ** (1 / 3)
+    while True:
+        atoms = Atoms(cell=size * shape, pbc=True)
+        if all(_filled(atoms, number, rng) for number in chosen):
+            return atoms
+        size *= _GROWTH
+
+
+def _cluster(numbers: NDArray[np.int_], rng: np.random.Generator) -> Atoms:
+    atoms = Atoms(numbers[:1], positions=[[0.0, 0.0, 0.0]])
+    for number in numbers[1:]:
+        while True:
+            anchor = rng.integers(len(atoms))
+            bond = covalent_radii[number] + covalent_radii[atoms.numbers[anchor]]
+            way = rng.normal(size=3)
+            way *= bond * rng.uniform(CLOSEST, FARTHEST) / np.linalg.norm(way)
+            grown = atoms + Atoms([number], positions=[atoms.positions[anchor] + way])
+            if _apart(grown):
+                atoms = grown
+                break
+    return atoms
+
+
+def _filled(atoms: Atoms, number: int, rng: np.random.Generator) -> bool:
+    """Put one atom somewhere into the cell, if a place is found."""
+    for _ in range(_TRIES):
+        atoms += Atoms([number], positions=[rng.uniform(size=3) @ atoms.cell.array])
+        if _apart(atoms):
+            return True
+        del atoms[-1]
+    return False
+
+
+def _apart(atoms: Atoms) -> bool:
+    """Whether no two atoms, images included, are too close."""
+    return len(neighbor_list("i", atoms, list(CLOSEST * covalent_radii[atoms.numbers]))) == 0
