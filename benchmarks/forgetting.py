@@ -331,8 +331,9 @@ def dynamics_note(rows):
     first = rows.iloc[0]
     return (
         f"NVE from the first test frame, {first['picoseconds']:g} ps in steps of "
-        f"{first['step_fs']:g} fs, velocities of {2 * TEMPERATURE_K:g} K, seed 0. Failed: two atoms "
-        "closer than 0.6 times the sum of their covalent radii, or a bond longer than twice it."
+        f"{first['step_fs']:g} fs, velocities of {2 * TEMPERATURE_K:g} K, seed 0. Failed: two "
+        "atoms closer than 0.6 times the sum of their covalent radii, or a bond longer than twice "
+        "that."
     )
 
 
