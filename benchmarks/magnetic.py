@@ -47,11 +47,10 @@ METHODS = {
     "scratch": ("scratch", {}, (3e-3, 1e-2)),
     "full": ("full", {}, (3e-3, 1e-3)),
     "low rank": ("low_rank", {"rank": 16}, (1e-2, 3e-3)),
+    "budget 97 %": ("budget", {"target_sparsity": 0.97}, (4e-2, 1e-2)),
     "soft threshold (L)": ("soft_threshold", {"tau_weight_decay": 0.2}, (4e-2, 2e-2)),
     "soft threshold (H)": ("soft_threshold", {"tau_weight_decay": 0.8}, (4e-2, 2e-2)),
-    "budget 97 %": ("budget", {"target_sparsity": 0.97}, (4e-2, 1e-2)),
 }
-
 
 SHOWN = "budget 97 %"
 ERRORS = ("energy_mae", "forces_mae", "moments_mae", "sign_errors", "magnetic_forces_mae")

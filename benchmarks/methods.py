@@ -57,6 +57,16 @@ def budget(levels, rates=(4e-2, 8e-2)):
     return {("budget", settings(target_sparsity=s)): rates for s in levels}
 
 
+def others(readout):
+    """Return the grid of what needs no sparse training: scratch, the readout alone, fixed masks."""
+    masks = [{}, {"score": "fisher"}]
+    return {
+        ("scratch", ""): (3e-3, 1e-2),
+        ("dense", settings(targets=readout)): (1e-2, 3e-2),
+        **{("fixed_mask", settings(target_sparsity=0.97, **mask)): (4e-2, 8e-2) for mask in masks},
+    }
+
+
 @dataclass(frozen=True)
 class Task:
     """What is fine-tuned on what, with which methods at which learning rates.
@@ -104,6 +114,7 @@ _MACE = {
             ("budget", settings(targets=t, target_sparsity=0.85)): (4e-2, 8e-2)
             for t in ("last", "all")
         },
+        **others("*readouts*"),
     },
 }
 _NEQUIP = {

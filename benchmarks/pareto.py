@@ -1,0 +1,236 @@
+"""Figures over the runs of benchmarks/methods.py, and what of our aims they reach.
+
+.venv-mace/bin/python benchmarks/pareto.py sweep    # λ_τ for linear, fctp and all; resumes
+.venv/bin/python benchmarks/pareto.py figures       # benchmarks/results/pareto.png, sweep.png
+.venv/bin/python benchmarks/pareto.py reach         # benchmarks/results/reach.md
+"""
+
+import os
+from typing import Annotated
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+import typer
+from methods import HERE, SEEDS, TASKS, Runs, read_rows, settings
+
+RESULTS = HERE / "results"
+METRICS = {"energy_mae": "E", "forces_mae": "F"}
+MARKERS = dict(
+    zip(
+        ("budget", "soft_threshold", "low_rank", "dense", "fixed_mask", "full", "scratch"),
+        "osDv^*X",
+        strict=True,
+    )
+)
+SWEEP_TASK, SWEEP_LR = "mace-ethanol", 4e-2
+DECAYS, TARGETS = (0.1, 0.3, 1.0, 3.0, 10.0), ("linear", "fctp", "all")
+AIM_97, AIM_RATIO, AIM_995 = 0.8, 0.95, 0.5
+
+app = typer.Typer(no_args_is_help=True)
+
+
+def groups(rows, task):
+    """Return the runs of each method of a task at its best rate, those with all seeds."""
+    mine = rows[(rows["dataset"] == task.dataset) & (rows["model"] == task.model)]
+    found = {}
+    for key, same in mine.groupby(["method", "settings"]):
+        whole = [g for _, g in same.groupby("lr") if len(g) == len(SEEDS)]
+        if whole:
+            found[key] = min(whole, key=lambda g: g["valid_forces_mae"].mean())
+    return found
+
+
+def swept(targets, decay):
+    """Return the settings of a point of the sweep as they stand in the CSV."""
+    said = {} if targets == "linear" else {"targets": targets}
+    return settings(**said, tau_weight_decay=decay)
+
+
+@app.command()
+def sweep(
+    jobs: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 1,
+):
+    """Train with the published soft threshold at each λ_τ and for each choice of targets."""
+    os.chdir(HERE.parent)
+    wanted = [("soft_threshold", swept(t, d), SWEEP_LR, 0) for t in TARGETS for d in DECAYS]
+    Runs(TASKS[SWEEP_TASK], jobs).get(wanted)
+
+
+@app.command()
+def figures():
+    """Draw force errors against the share of updated entries, and the sweep of λ_τ."""
+    rows = read_rows()
+    tasks = [task for task in TASKS.values() if groups(rows, task)]
+    fig, panels = plt.subplots(
+        1, len(tasks), figsize=(4.6 * len(tasks), 4.6), layout="constrained", squeeze=False
+    )
+    for axes, task in zip(panels[0], tasks, strict=True):
+        draw_pareto(axes, task, groups(rows, task))
+    fig.savefig(RESULTS / "pareto.png", dpi=150)
+    draw_sweep(rows)
+
+
+def draw_pareto(axes, task, found):
+    """Draw the methods of a task; those that update everything are lines."""
+    zero_shot = next(iter(found.values()))["zero_shot_test_forces_mae"].iloc[0]
+    axes.axhline(zero_shot, color="0.5", ls=":", label="zero-shot")
+    styles = iter(("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1))))
+    for (method, chosen), group in found.items():
+        if group["updated"].isna().any():
+            error = group["test_forces_mae"].mean()
+            label = " ".join([method, *chosen.strip("{}").split('"')]).strip()
+            axes.axhline(error, color="0.3", lw=1, ls=next(styles), label=label)
+    for number, (method, marker) in enumerate(MARKERS.items()):
+        mine = [
+            g for (name, _), g in found.items() if name == method and g["updated"].notna().all()
+        ]
+        if mine:
+            axes.errorbar(
+                [g["updated"].mean() for g in mine],
+                [g["test_forces_mae"].mean() for g in mine],
+                yerr=[g["test_forces_mae"].std() for g in mine],
+                fmt=marker,
+                color=f"C{number}",
+                capsize=2,
+                label=method.replace("_", " "),
+            )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="updated entries",
+        ylabel="force MAE (meV/Å)",
+        title=task.name,
+    )
+    axes.legend(fontsize=7)
+
+
+def draw_sweep(rows):
+    """Draw sparsity and force error against λ_τ (Figure 1 of the paper)."""
+    task = TASKS[SWEEP_TASK]
+    mine = rows[(rows["dataset"] == task.dataset) & (rows["model"] == task.model)]
+    mine = mine[(mine["method"] == "soft_threshold") & (mine["lr"] == SWEEP_LR)]
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    for targets, marker in zip(TARGETS, "osD", strict=True):
+        points = []
+        for decay in DECAYS:
+            row = mine[(mine["settings"] == swept(targets, decay)) & (mine["seed"] == 0)]
+            if len(row):
+                first = row.iloc[0]
+                points.append((decay, 100 * first["layerwise_sparsity"], first["test_forces_mae"]))
+        if points:
+            x, sparsity, error = zip(*points, strict=True)
+            left.plot(x, sparsity, marker=marker, label=targets)
+            right.plot(sparsity, error, marker=marker, label=targets)
+    left.set(xscale="log", xlabel="λ_τ", ylabel="layer-wise sparsity (%)")
+    right.set(xlabel="layer-wise sparsity (%)", ylabel="force MAE (meV/Å)", yscale="log")
+    left.set_title(f"soft threshold, {SWEEP_TASK}, seed 0", fontsize=10)
+    left.legend(title="targets")
+    fig.savefig(RESULTS / "sweep.png", dpi=150)
+
+
+@app.command()
+def reach():
+    """Write which share of (task, metric) cells the budget method wins, and forgetting."""
+    cells = compared(read_rows())
+    lines = [
+        "# What of our aims is reached",
+        "",
+        (__doc__ or "").split("\n\n", 1)[1].rstrip(),
+        "",
+        "Each cell is a task of benchmarks/methods.py and a metric on its test set, the mean over "
+        f"{len(SEEDS)} seeds; every method at its best learning rate on validation. Below 1: the "
+        "budget method is more accurate.",
+        "",
+        "| task | metric | sparsity (%) | error / full | error / low rank |",
+        "|---|---|---|---|---|",
+    ]
+    for row in cells.itertuples():
+        lines.append(
+            f"| {row.task} | {row.metric} | {100 * row.level:g} | {row.full:.2f} | "
+            f"{row.low_rank:.2f} |"
+        )
+    lines += ["", "| aim | found | reached |", "|---|---|---|", *aims(cells)]
+    (RESULTS / "reach.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def compared(rows):
+    """Return the errors of the budget method over those of full fine-tuning and of low rank."""
+    cells = []
+    for task in TASKS.values():
+        found = groups(rows, task)
+        for level in task.levels:
+            mine = found.get(("budget", settings(target_sparsity=level)))
+            full = found.get(("full", ""))
+            low_rank = found.get(("low_rank", settings(rank=16)))
+            if mine is None or full is None or low_rank is None:
+                continue
+            for column, metric in METRICS.items():
+                error = mine[f"test_{column}"].mean()
+                cells.append(
+                    {
+                        "task": task.name,
+                        "metric": metric,
+                        "level": level,
+                        "full": error / full[f"test_{column}"].mean(),
+                        "low_rank": error / low_rank[f"test_{column}"].mean(),
+                    }
+                )
+    return pd.DataFrame(cells)
+
+
+def aims(cells):
+    """Return the lines of the aims."""
+    high, higher = cells[cells["level"] == 0.97], cells[cells["level"] == 0.995]
+    both = ((high["full"] <= 1) & (high["low_rank"] <= 1)).mean()
+    ratio, most = high["low_rank"].mean(), (higher["low_rank"] <= 1).mean()
+    yield aim(
+        f"97 %: as accurate as full and as low rank in {AIM_97:.0%} of cells",
+        f"{both:.0%} of {len(high)} ({(high['full'] <= 1).mean():.0%} against full, "
+        f"{(high['low_rank'] <= 1).mean():.0%} against low rank)",
+        both >= AIM_97,
+    )
+    yield aim(
+        f"97 %: mean ratio to low rank at most {AIM_RATIO}", f"{ratio:.2f}", ratio <= AIM_RATIO
+    )
+    if len(higher):
+        yield aim(
+            f"99.5 %: as accurate as low rank in {AIM_995:.0%} of cells",
+            f"{most:.0%} of {len(higher)}",
+            most >= AIM_995,
+        )
+    yield from forgetting_aims()
+
+
+def forgetting_aims():
+    """Return a line for each task of benchmarks/forgetting.py: drift over full fine-tuning's."""
+    path = RESULTS / "forgetting.csv"
+    rows = pd.read_csv(path).fillna({"settings": ""}) if path.exists() else pd.DataFrame()
+    for task, mine in rows.groupby("task") if len(rows) else ():
+        columns = [c for c in mine if c.endswith("_forces_drift") and mine[c].notna().all()]
+
+        def drift(method, chosen, replay, mine=mine, columns=columns):
+            same = (mine["method"] == method) & (mine["settings"] == chosen)
+            return mine[same & (mine["replay"] == replay)][columns].mean().mean()
+
+        full, chosen = drift("full", "", 0), settings(target_sparsity=0.97)
+        for replay in (0.0, 1.0):
+            ratio = drift("budget", chosen, replay) / full
+            how = " with replay" if replay else ""
+            yield aim(
+                f"97 %{how}: drift on held-out chemistry at most half of full's, {task}",
+                f"{ratio:.2f}",
+                ratio <= 0.5,
+            )
+
+
+def aim(text, found, reached):
+    """Return a line of the table."""
+    return f"| {text} | {found} | {'yes' if reached else 'no'} |"
+
+
+if __name__ == "__main__":
+    app()
