@@ -81,9 +81,10 @@ RUNS = [
     ("budget", settings(target_sparsity=0.85), 0.0),
     ("budget", BUDGET, 0.0),
     ("budget", settings(target_sparsity=0.995), 0.0),
-    ("full", "", 1.0),
-    ("low_rank", settings(rank=16), 1.0),
+    ("budget", BUDGET, 0.1),
     ("budget", BUDGET, 1.0),
+    ("full", "", 0.1),
+    ("low_rank", settings(rank=16), 0.1),
 ]
 NVE_RUNS = [("full", "", 0.0), ("low_rank", settings(rank=16), 0.0), ("budget", BUDGET, 0.0)]
 
@@ -360,7 +361,7 @@ def figures():
                 mfc="white" if replay else None,
                 ls="none",
                 capsize=2,
-                label=label + (" + replay" if replay else ""),
+                label=label + (f" + replay × {replay:g}" if replay else ""),
             )
         axes.set(
             xlabel="force MAE on what was trained on (meV/Å)",
