@@ -65,8 +65,9 @@ def _random(config: FinetuneConfig, potential: Potential, console: Console) -> l
     ]
     steps = rng.integers(MOST_STEPS + 1, size=len(frames))
     about = "Random structures to replay"
-    for step in track(range(MOST_STEPS + 1), about, console=console, transient=True):
-        # The last round labels those that moved in the one before it.
+    rounds = range(int(steps.max()) + 1)
+    for step in track(rounds, about, console=console, transient=True):
+        # One that does not move on is labelled where it is.
         moving = [n for n in range(len(frames)) if step <= steps[n]]
         found = _labelled([frames[n].atoms for n in moving], potential)
         for n, frame in zip(moving, found, strict=True):

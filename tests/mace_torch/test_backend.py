@@ -12,6 +12,7 @@ from e3sparse_mace.architectures import random_model
 from mace.calculators import LAMMPS_MACE, MACECalculator
 from mace_models import NUMBERS, SHARED, TARGETS, load, tiny
 from potentials import evaluate, random_deltas, relative, tolerance
+from replayed import drifts
 from sample_frames import structures
 
 import e3sparse
@@ -314,3 +315,9 @@ def test_files_that_are_no_model(tmp_path, tiny_file):
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), compiled)
     with pytest.raises(ConfigError, match="compiled with TorchScript"):
         load(compiled)
+
+
+def test_replay_sees_a_changed_delta_and_no_other(potential):
+    fresh, changed = drifts(potential)
+    assert fresh < 1e-9
+    assert changed > 1e-4

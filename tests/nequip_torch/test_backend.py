@@ -15,6 +15,7 @@ from nequip.integrations.ase import NequIPCalculator
 from nequip.model.saved_models.package import data_dict_from_package
 from nequip_models import MODELS, TYPES, built, shell
 from potentials import evaluate, random_deltas, relative, tolerance
+from replayed import drifts
 from sample_frames import structures
 
 import e3sparse
@@ -264,3 +265,10 @@ def test_what_cannot_be_loaded(tmp_path, monkeypatch, base_of):
     monkeypatch.setattr("requests.Session.get", no_network)
     with pytest.raises(ConfigError, match=r"not in NequIP's cache and could not be downloaded"):
         load_potential("nequip.net:mir-group/NequIP-OAM-L:0.1")
+
+
+@pytest.mark.parametrize("framework", MODELS)
+def test_replay_sees_a_changed_delta_and_no_other(framework):
+    fresh, changed = drifts(built(framework))
+    assert fresh < 1e-9
+    assert changed > 1e-4
