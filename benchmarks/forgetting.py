@@ -38,7 +38,7 @@ from ase import units
 from ase.data import covalent_radii
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from ase.md.verlet import VelocityVerlet
-from methods import BATCH, DATA, HERE, SEEDS, STEPS, commit, settings, spread
+from methods import CPU, DATA, HERE, SEEDS, commit, settings, spread
 
 from e3sparse.backends import load_potential
 from e3sparse.calculator import PotentialCalculator
@@ -107,7 +107,7 @@ def tuned(task, method, chosen, replay, lr, seed, folder):
         {
             "model": task.model, "method": method, "lr": lr, "seed": seed, "device": "cpu",
             "method_settings": json.loads(chosen or "{}"), "out": folder / "run",
-            "max_steps": STEPS, "batch_size": BATCH, "valid_every": 2,
+            "max_steps": CPU.steps, "batch_size": CPU.batch, "valid_every": CPU.valid_every,
             **({"replay": "auto", "replay_weight": replay} if replay else {}),
             **task.prepare(folder),
         }
@@ -122,7 +122,8 @@ def one_run(name, method, chosen, replay, lr, seed):
     start = time.monotonic()
     row = {
         "task": name, "method": method, "settings": chosen, "replay": replay, "lr": lr,
-        "seed": seed, "steps": STEPS, "batch_size": BATCH, "device": "cpu", "commit": commit(),
+        "seed": seed, "steps": CPU.steps, "batch_size": CPU.batch, "device": "cpu",
+        "commit": commit(),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         result = tuned(task, method, chosen, replay, lr, seed, Path(folder))
@@ -292,8 +293,8 @@ def lines(task, rows):
         "",
         (__doc__ or "").split("\n\n", 1)[1].rstrip(),
         "",
-        f"{methods.TASKS[task].about}. {STEPS} steps of batch {BATCH}; mean ± standard deviation "
-        f"over {len(SEEDS)} seeds; at most {FRAMES} frames of each held-out set.",
+        f"{methods.TASKS[task].about}. {CPU.steps} steps of batch {CPU.batch}; mean ± standard "
+        f"deviation over {len(SEEDS)} seeds; at most {FRAMES} frames of each held-out set.",
         "",
         "| " + " | ".join(heads) + " |",
         "|" + "---|" * len(heads),

@@ -18,7 +18,7 @@ from e3sparse.training.references import fit_references
 
 def finetune_with_lora(
     model: str, splits: Mapping[str, Path], folder: Path, *, rank: int, lr: float, seed: int,
-    steps: int, batch: int,
+    steps: int, batch: int, device: str = "cpu",
 ) -> tuple[pd.DataFrame, None]:  # fmt: skip
     """Fine-tune a MACE file with `mace_run_train --lora`; returns errors before and after."""
     potential = load_potential(model, backend="mace")
@@ -37,7 +37,7 @@ def finetune_with_lora(
         "energy_weight": 1.0, "forces_weight": 1.0, "stress_weight": 0.0, "huber_delta": 0.01,
         "optimizer": "schedulefree", "lr": lr, "weight_decay": 0.0, "batch_size": batch,
         "max_num_epochs": steps * batch // len(frames["train"]), "eval_interval": 2, "seed": seed,
-        "default_dtype": "float32", "device": "cpu", "compute_stress": False,
+        "default_dtype": "float32", "device": device, "compute_stress": False,
     }  # fmt: skip
     listed = [str(part) for key, value in flags.items() for part in (f"--{key}", value)]
     here, dtype = Path.cwd(), torch.get_default_dtype()
