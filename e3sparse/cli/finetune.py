@@ -82,13 +82,13 @@ def finetune(
     replay: Annotated[
         str | None,
         typer.Option(
-            help="auto, or a file of structures: penalise drift from the base model on random "
-            "structures or on these, labelled by itself.  (default none)",
+            help="auto, or a file of structures: penalise drift from the base model on small "
+            "structures of all its elements or on these, labelled by itself.  (default none)",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
     replay_weight: Annotated[
-        float | None, typer.Option(help="(default 1)", rich_help_panel=_TRAINING)
+        float | None, typer.Option(help="(default 0.1)", rich_help_panel=_TRAINING)
     ] = None,
     targets: Annotated[
         list[str] | None,

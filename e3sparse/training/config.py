@@ -37,7 +37,7 @@ class FinetuneConfig(BaseModel):
         Other settings of `e3sparse.magnetism.SpinSettings`.
     replay
         `"auto"` or a file of structures: penalise drift from the base model on random structures
-        or on these, labelled by the base model itself (`e3sparse.training.replay`).
+        and ASE's molecules and solids, or on these, labelled by the base model itself (`e3sparse.training.replay`).
     replay_weight, replay_structures, replay_batch_size
         Weight of that loss beside the other, how many random structures there are, and how many
         of them each step sees.
@@ -79,7 +79,7 @@ class FinetuneConfig(BaseModel):
     spin_settings: dict[str, Any] = Field(default_factory=dict)
 
     replay: str | None = None
-    replay_weight: float = Field(1.0, gt=0)
+    replay_weight: float = Field(0.1, gt=0)
     replay_structures: int = Field(128, ge=1)
     replay_batch_size: int = Field(4, ge=1)
 

@@ -1,10 +1,13 @@
-"""Small structures of random elements at chemically possible distances."""
+"""Small structures to ask a model about: random ones, and known ones out of shape."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import covalent_radii
+from ase.build import bulk
+from ase.collections import g2
+from ase.data import chemical_symbols, covalent_radii, reference_states
 from ase.geometry import cellpar_to_cell
 from ase.neighborlist import neighbor_list
 from numpy.typing import NDArray
@@ -14,7 +17,55 @@ CLOSEST, FARTHEST = 0.8, 1.25
 """Least distance of two atoms, and greatest one of a bond, over the sum of their covalent radii."""
 PACKING = 0.2, 0.6
 """Share of a cell that spheres of the covalent radii fill; iron has 0.8, ice 0.2."""
+SHAKEN, STRAINED = (0.02, 0.15), 0.03
+"""Standard deviations of the displacements (Å, drawn from a range) and of the strain."""
 _TRIES, _GROWTH = 50, 1.1
+_ELEMENTARY = ("fcc", "bcc", "hcp", "diamond", "sc")
+
+
+def varied_structures(numbers: Sequence[int], rng: np.random.Generator) -> Iterator[Atoms]:
+    """Yield without end, in turn, a random cluster, a random crystal and a known structure.
+
+    The latter is one of ASE's molecules or elementary solids, as far as the elements allow, shaken
+    and strained.
+
+    Parameters
+    ----------
+    numbers
+        Atomic numbers to choose from.
+    rng
+        Source of all chance.
+    """
+    known: list[str | int] = [
+        name for name in g2.names if len(g2[name]) > 1 and set(g2[name].numbers) <= {*numbers}
+    ]
+    known += [z for z in numbers if _is_elementary(reference_states[z])]
+    while True:
+        yield random_structure(numbers, rng, periodic=False)
+        yield random_structure(numbers, rng, periodic=True)
+        if known:
+            name = known[rng.integers(len(known))]
+            yield _shaken(_solid(name) if isinstance(name, int) else g2[name], rng)
+
+
+def _is_elementary(state: dict[str, Any] | None) -> bool:
+    """Whether ASE's data give the whole structure of the solid."""
+    return state is not None and state["symmetry"] in _ELEMENTARY and "basis" not in state
+
+
+def _solid(number: int) -> Atoms:
+    """Return the solid of an element, of two atoms or more: one alone has no force."""
+    atoms = bulk(chemical_symbols[number])
+    return atoms if len(atoms) > 1 else atoms.repeat((2, 1, 1))
+
+
+def _shaken(atoms: Atoms, rng: np.random.Generator) -> Atoms:
+    shaken = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    if shaken.pbc.any():
+        strain = np.eye(3) + rng.normal(scale=STRAINED, size=(3, 3))
+        shaken.set_cell(shaken.cell.array @ strain, scale_atoms=True)
+    shaken.positions += rng.normal(scale=rng.uniform(*SHAKEN), size=(len(shaken), 3))
+    return shaken
 
 
 def random_structure(numbers: Sequence[int], rng: np.random.Generator, *, periodic: bool) -> Atoms:

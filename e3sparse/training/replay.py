@@ -5,6 +5,7 @@ The structures need no labels from anywhere: the base model labels them before i
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from ase import Atoms
@@ -18,7 +19,7 @@ from e3sparse.training.config import FinetuneConfig
 from e3sparse.training.data import Batch, FrameDataset, collate
 from e3sparse.training.evaluation import predict
 from e3sparse.training.frames import Frame
-from e3sparse.training.random_structures import random_structure
+from e3sparse.training.random_structures import varied_structures
 
 AUTO = "auto"
 MOST_STEPS = 10
@@ -59,10 +60,8 @@ def _random(config: FinetuneConfig, potential: Potential, console: Console) -> l
     numbers = [z for z in potential.species.numbers if z]
     rng = np.random.default_rng(config.seed)
     wanted = config.replay_structures
-    frames = [
-        Frame(random_structure(numbers, rng, periodic=n % 2 == 1), 0.0, np.zeros(0), None)
-        for n in range(_SPARE * wanted)
-    ]
+    drawn = islice(varied_structures(numbers, rng), _SPARE * wanted)
+    frames = [Frame(atoms, 0.0, np.zeros(0), None) for atoms in drawn]
     steps = rng.integers(MOST_STEPS + 1, size=len(frames))
     about = "Random structures to replay"
     rounds = range(int(steps.max()) + 1)

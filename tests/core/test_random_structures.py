@@ -1,5 +1,7 @@
 """Random structures are chemically possible, and the same for the same seed."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 from ase.data import covalent_radii
@@ -14,6 +16,7 @@ from e3sparse.training.random_structures import (
     MOST_ELEMENTS,
     PACKING,
     random_structure,
+    varied_structures,
 )
 
 ELEMENTS = st.lists(st.integers(1, 94), min_size=1, max_size=12, unique=True)
@@ -46,6 +49,22 @@ def test_crystals_are_no_denser_than_asked_for(numbers, seed):
     atoms = random_structure(numbers, np.random.default_rng(seed), periodic=True)
     filled = 4 / 3 * np.pi * (covalent_radii[atoms.numbers] ** 3).sum()
     assert filled / atoms.get_volume() < PACKING[1] * (1 + 1e-9)
+
+
+@given(numbers=ELEMENTS, seed=st.integers(0, 10_000))
+def test_every_third_structure_is_a_known_one_of_the_elements(numbers, seed):
+    drawn = list(islice(varied_structures(numbers, np.random.default_rng(seed)), 6))
+    for atoms in drawn:
+        assert set(atoms.numbers) <= set(numbers)
+        assert len(atoms) >= 2
+        assert len(distances(atoms, 0.5)[0]) == 0
+
+
+def test_all_known_structures_can_be_made():
+    numbers = range(1, 95)
+    drawn = islice(varied_structures(numbers, np.random.default_rng(0)), 900)
+    known = [atoms for number, atoms in enumerate(drawn) if number % 3 == 2]
+    assert {"CH4", "Cu2", "C2"} <= {str(a.get_chemical_formula()) for a in known}
 
 
 @pytest.mark.parametrize("periodic", [False, True])
