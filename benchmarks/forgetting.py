@@ -10,8 +10,9 @@ Fine-tuned as by benchmarks/methods.py, at the learning rates that it chose. Dri
 difference of forces from the base model's on sets of which no frame was trained on; of energies per
 atom, less their mean over the set, because the zero of energy is free. Where labels of the base
 model's own level of theory exist the force error before and after is given too. Replay:
-`--replay auto`, small structures of all elements labelled by the base model; its weight, if any. `run` and `nve` resume where they
-stopped; every run is a row of benchmarks/results/forgetting.csv or forgetting_nve.csv.
+`--replay auto`, small structures of all elements labelled by the base model; its weight, if any.
+`run` and `nve` resume where they stopped; every run is a row of benchmarks/results/forgetting.csv
+or forgetting_nve.csv.
 """
 
 import json

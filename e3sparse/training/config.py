@@ -37,7 +37,8 @@ class FinetuneConfig(BaseModel):
         Other settings of `e3sparse.magnetism.SpinSettings`.
     replay
         `"auto"` or a file of structures: penalise drift from the base model on random structures
-        and ASE's molecules and solids, or on these, labelled by the base model itself (`e3sparse.training.replay`).
+        and ASE's molecules and solids, or on these, labelled by the base model itself
+        (`e3sparse.training.replay`).
     replay_weight, replay_structures, replay_batch_size
         Weight of that loss beside the other, how many random structures there are, and how many
         of them each step sees.
