@@ -279,6 +279,10 @@ def table():
             path = HERE / "results" / f"forgetting_{task}.md"
             path.write_text("\n".join(lines(task, rows)) + "\n")
             print(path.read_text())
+    dynamics = read_rows(NVE)
+    for task, mine in dynamics.groupby("task") if len(dynamics) else ():
+        path = HERE / "results" / f"nve_{task}.md"
+        path.write_text("\n".join(dynamics_lines(task, mine)) + "\n")
 
 
 def lines(task, rows):
@@ -313,30 +317,31 @@ def lines(task, rows):
             *[spread(group[f"{h.name}_forces_after"], 1) for h in held if h.same_level],
         ]
         written.append("| " + " | ".join(cells) + " |")
-    dynamics = read_rows(NVE)
-    if not dynamics.empty and (dynamics["task"] == task).any():
-        mine = dynamics[dynamics["task"] == task]
-        written += ["", dynamics_note(mine), ""]
-        columns = ["method", "settings", "mean T (K)", "drift (meV/atom/ps)", "failed at (ps)"]
-        written += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        for _, row in mine.iterrows():
-            failed = "never" if pd.isna(row["failed_at_ps"]) else f"{row['failed_at_ps']:.2f}"
-            drifted = f"{row['drift_mev_per_atom_ps']:+.4f}"
-            chosen = row["settings"].strip("{}")
-            cells = [row["method"], chosen, f"{row['mean_K']:.0f}", drifted, failed]
-            written.append("| " + " | ".join(cells) + " |")
     return written
 
 
-def dynamics_note(rows):
-    """Say how the dynamics was run."""
+def dynamics_lines(task, rows):
+    """Return the lines of the table of constant-energy dynamics."""
     first = rows.iloc[0]
-    return (
-        f"NVE from the first test frame, {first['picoseconds']:g} ps in steps of "
-        f"{first['step_fs']:g} fs, velocities of {2 * TEMPERATURE_K:g} K, seed 0. Failed: two "
-        "atoms closer than 0.6 times the sum of their covalent radii, or a bond longer than twice "
-        "that."
-    )
+    columns = ["method", "settings", "mean T (K)", "drift (meV/atom/ps)", "failed at (ps)"]
+    written = [
+        f"# Constant energy: {task}",
+        "",
+        f"`python benchmarks/forgetting.py nve {task}`: from the first test frame, "
+        f"{first['picoseconds']:g} ps in steps of {first['step_fs']:g} fs, velocities of "
+        f"{2 * TEMPERATURE_K:g} K, seed 0. Failed: two atoms closer than 0.6 times the sum of their "
+        "covalent radii, or a bond longer than twice that.",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+    ]
+    for _, row in rows.iterrows():
+        failed = "never" if pd.isna(row["failed_at_ps"]) else f"{row['failed_at_ps']:.2f}"
+        drifted = f"{row['drift_mev_per_atom_ps']:+.4f}"
+        chosen = row["settings"].strip("{}")
+        cells = [row["method"], chosen, f"{row['mean_K']:.0f}", drifted, failed]
+        written.append("| " + " | ".join(cells) + " |")
+    return written
 
 
 @app.command()
