@@ -329,8 +329,8 @@ def dynamics_lines(task, rows):
         "",
         f"`python benchmarks/forgetting.py nve {task}`: from the first test frame, "
         f"{first['picoseconds']:g} ps in steps of {first['step_fs']:g} fs, velocities of "
-        f"{2 * TEMPERATURE_K:g} K, seed 0. Failed: two atoms closer than 0.6 times the sum of their "
-        "covalent radii, or a bond longer than twice that.",
+        f"{2 * TEMPERATURE_K:g} K, seed 0. Failed: two atoms closer than 0.6 times the sum of "
+        "their covalent radii, or a bond longer than twice that.",
         "",
         "| " + " | ".join(columns) + " |",
         "|" + "---|" * len(columns),
