@@ -9,7 +9,7 @@
 Fine-tuned as by benchmarks/methods.py, at the learning rates that it chose. Drift: mean absolute
 difference of forces from the base model's on sets of which no frame was trained on; of energies per
 atom, less their mean over the set, because the zero of energy is free. Where labels of the base
-model's own level of theory exist the force error before and after is given too. Replay:
+model's own level of theory exist the table gives the force error instead. Replay:
 `--replay auto`, small structures of all elements labelled by the base model; its weight, if any.
 `run` and `nve` resume where they stopped; every run is a row of benchmarks/results/forgetting.csv
 or forgetting_nve.csv.
@@ -289,8 +289,7 @@ def lines(task, rows):
     """Return the lines of a task's table."""
     held = HELD[task]
     heads = ["method", "settings", "replay", "F MAE, trained on (meV/Å)", "time (s)"]
-    heads += [f"{h.name}: drift of F (meV/Å)" for h in held]
-    heads += [f"{h.name}: F MAE, DFT (meV/Å)" for h in held if h.same_level]
+    heads += [f"{h.name}: {'F MAE' if h.same_level else 'drift of F'} (meV/Å)" for h in held]
     first = rows[rows["task"] == task].iloc[0]
     written = [
         f"# Forgetting: {task}",
@@ -303,9 +302,9 @@ def lines(task, rows):
         "| " + " | ".join(heads) + " |",
         "|" + "---|" * len(heads),
     ]
-    before = [f"{first[f'{h.name}_forces_before']:.1f}" for h in held if h.same_level]
+    before = [f"{first[f'{h.name}_forces_before']:.1f}" if h.same_level else "0" for h in held]
     cells = ["zero-shot", "", "", f"{first['zero_shot_test_forces_mae']:.1f}", ""]
-    written.append("| " + " | ".join([*cells, *["0"] * len(held), *before]) + " |")
+    written.append("| " + " | ".join([*cells, *before]) + " |")
     for (method, chosen, replay), group in complete(rows, task):
         cells = [
             method,
@@ -313,11 +312,15 @@ def lines(task, rows):
             f"{replay:g}" if replay else "",
             spread(group["test_forces_mae"], 1),
             f"{group['seconds'].median():.0f}",
-            *[spread(group[f"{h.name}_forces_drift"], 1) for h in held],
-            *[spread(group[f"{h.name}_forces_after"], 1) for h in held if h.same_level],
+            *[spread(group[column_of(h)], 1) for h in held],
         ]
         written.append("| " + " | ".join(cells) + " |")
     return written
+
+
+def column_of(held):
+    """Return what the table shows of a held-out set."""
+    return f"{held.name}_forces_{'after' if held.same_level else 'drift'}"
 
 
 def dynamics_lines(task, rows):
@@ -373,7 +376,7 @@ def figures():
             xlabel="force MAE on what was trained on (meV/Å)",
             ylabel="drift of forces on what was not (meV/Å)",
             title=f"{task}; held out: {', '.join(h.name for h in HELD[task])}",
-            yscale="log",
+            ylim=(0, None),
         )
         axes.title.set_fontsize(9)
         axes.legend(fontsize=7)
