@@ -223,7 +223,7 @@ def finetune(
             "moments": moments_weight,
             "magnetic_forces": magnetic_forces_weight,
         },
-        "method_settings": _settings(set_ or []) | {"target_sparsity": target_sparsity},
+        "method_settings": {"target_sparsity": target_sparsity} | _settings(set_ or []),
     }
     if resume:
         changed = [k for k, v in given.items() if v is not None and k != "out"]

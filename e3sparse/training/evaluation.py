@@ -100,9 +100,9 @@ def errors(
         for f, p in zip(frames, predicted.magnetic_forces, strict=True)
         if f.magnetic_forces is not None and p is not None
     ]
-    if turning:
-        off = np.concatenate(turning)
-        out |= _mae_rmse("magnetic_forces", off[np.isfinite(off)])
+    of_spins = [off[np.isfinite(off)] for off in turning]
+    if any(len(off) for off in of_spins):
+        out |= _mae_rmse("magnetic_forces", np.concatenate(of_spins))
     return out
 
 

@@ -46,8 +46,9 @@ class Loss(BaseModel):
             loss = loss + self.moments * moments
         if predicted.magnetic_forces is not None and batch.magnetic_forces is not None:
             spins = batch.magnetic_forces.isfinite()
-            turning = huber_loss(
-                predicted.magnetic_forces[spins], batch.magnetic_forces[spins], delta=self.delta
-            )
-            loss = loss + self.magnetic_forces * turning
+            if spins.any():
+                turning = huber_loss(
+                    predicted.magnetic_forces[spins], batch.magnetic_forces[spins], delta=self.delta
+                )
+                loss = loss + self.magnetic_forces * turning
         return loss

@@ -109,7 +109,7 @@ class FineTuning(LightningModule):
             self.adapter.step(self._progress())
         # Lightning validates when it is told to stop, but not where its steps run out: the end of
         # the training, the only time of the final sparsity perhaps, would not count.
-        if self.trainer.global_step == self.trainer.max_steps:
+        if self.trainer.global_step == int(self.trainer.estimated_stepping_batches):
             self.trainer.check_val_every_n_epoch = 1
             self.trainer.should_stop = True
 

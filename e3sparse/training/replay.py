@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from e3sparse.backends import Potential
-from e3sparse.errors import ConfigError
+from e3sparse.errors import ConfigError, DataError
 from e3sparse.structures import read_structures
 from e3sparse.training.config import FinetuneConfig
 from e3sparse.training.data import Batch, FrameDataset, collate
@@ -48,12 +48,20 @@ def replay_frames(config: FinetuneConfig, potential: Potential, console: Console
     ConfigError
         If the base model holds too few random structures together.
     DataError
-        As `e3sparse.structures.read_structures` does.
+        As `e3sparse.structures.read_structures` does, or if the base model has no finite label
+        for a structure of the file.
     """
     if config.replay == AUTO:
         return _random(config, potential, console)
-    known = potential.species.numbers
-    return _labelled([_bare(a) for a in read_structures(str(config.replay), known)], potential)
+    structures = read_structures(str(config.replay), potential.species.numbers)
+    frames = _labelled([_bare(atoms) for atoms in structures], potential)
+    for number, frame in enumerate(frames):
+        if not (np.isfinite(frame.energy) and np.isfinite(frame.forces).all()):
+            raise DataError(
+                f"The base model's energy or forces of frame {number} of {config.replay} are not "
+                "finite: do two of its atoms coincide? Leave it out of what is replayed."
+            )
+    return frames
 
 
 def _random(config: FinetuneConfig, potential: Potential, console: Console) -> list[Frame]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from pydantic import ValidationError
 from rich.console import Console
@@ -24,6 +24,7 @@ from e3sparse.training.evaluation import error_table, errors, predict
 from e3sparse.training.frames import Frame, average_neighbours, elements_of
 from e3sparse.training.inputs import load_inputs
 from e3sparse.training.module import FineTuning
+from e3sparse.training.patience import Patience
 from e3sparse.training.progress import RunProgress
 from e3sparse.training.replay import Replay, replay_frames
 from e3sparse.training.run_folder import CONFIG, write_config, write_figures, write_results
@@ -229,19 +230,25 @@ def _fit(config: FinetuneConfig, module: FineTuning, data: Frames, resume: bool)
     checkpoints = config.out / "checkpoints"
     callbacks: list[Callback] = [
         RunProgress(),
+        # Both after the validation, while the averaged weights are in place. They are two, because
+        # Lightning saves an interrupted training under the name of the best model otherwise.
         ModelCheckpoint(
             checkpoints,
             filename=_BEST,
             monitor="valid/score",
-            save_last=True,
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        ),
+        ModelCheckpoint(
+            checkpoints,
+            filename=_LAST,
             enable_version_counter=False,
             save_on_exception=True,
-            # After the validation, while the averaged weights are in place.
             save_on_train_epoch_end=False,
         ),
     ]
     if config.patience is not None:
-        callbacks.append(EarlyStopping("valid/score", patience=config.patience, check_finite=False))
+        callbacks.append(Patience(config.patience))
     device = str(module.potential.device)
     # Lightning's advice (workers, log intervals) is about other workloads than ours.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -129,6 +129,9 @@ def test_refusals_come_before_the_run_folder(tiny_checkpoint, data_files, tmp_pa
     asked = config(tiny_checkpoint, data_files, tmp_path / "run", replay=str(tmp_path / "gold.xyz"))
     with pytest.raises(DataError, match="Au"):
         finetune(asked)
+    ase.io.write(tmp_path / "same.xyz", Atoms("H2O", positions=np.zeros((3, 3))))
+    with pytest.raises(DataError, match="are not finite"):
+        finetune(asked.model_copy(update={"replay": str(tmp_path / "same.xyz")}))
     with pytest.raises(DataError, match="no file"):
         finetune(asked.model_copy(update={"replay": "automatic"}))
     assert not (tmp_path / "run").exists()

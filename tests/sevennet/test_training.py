@@ -163,6 +163,49 @@ def test_training_that_ends_within_an_epoch_is_validated_at_its_end(
     assert result.adapter.sparsity().layerwise == pytest.approx(0.9, abs=0.01)
 
 
+@pytest.mark.parametrize(("epochs", "valid_every"), [(2, 5), (5, 3)])
+def test_epochs_end_with_a_validation(epochs, valid_every, tiny_checkpoint, data_files, tmp_path):
+    settings = {"epochs": epochs, "valid_every": valid_every}
+    settings["method_settings"] = {"target_sparsity": 0.9}
+    result = finetune(config(tiny_checkpoint, data_files, tmp_path / "run", **settings))
+    metrics = pd.read_csv(tmp_path / "run" / "metrics.csv").dropna(subset=["valid/loss"])
+    assert metrics["step"].max() == 3 * epochs - 1
+    assert result.adapter.sparsity().layerwise == pytest.approx(0.9, abs=0.01)
+
+
+def test_patience_waits_until_the_delta_is_sparse(tiny_checkpoint, data_files, tmp_path):
+    settings = {"method_settings": {"target_sparsity": 0.9}, "lr": 1e-9}
+    made = config(tiny_checkpoint, data_files, tmp_path / "run", epochs=30, patience=1, **settings)
+    result = finetune(made)
+    scores = pd.read_csv(tmp_path / "run" / "metrics.csv")["valid/score"].dropna()
+    assert np.isinf(scores.iloc[0])
+    assert np.isfinite(scores.iloc[-1])
+    assert result.adapter.sparsity().layerwise == pytest.approx(0.9, abs=0.01)
+
+
+def test_an_interruption_leaves_the_best_model_alone(
+    tiny_checkpoint, data_files, tmp_path, monkeypatch
+):
+    made = config(
+        tiny_checkpoint, data_files, tmp_path / "run", method="full", epochs=4, dtype="float64"
+    )
+    original = FineTuning.training_step
+    kept = []
+
+    def interrupted(self, batch, index):
+        if self.trainer.global_step == 7:
+            kept.append((tmp_path / "run" / "checkpoints" / "best.ckpt").read_bytes())
+            raise KeyboardInterrupt
+        return original(self, batch, index)
+
+    monkeypatch.setattr(FineTuning, "training_step", interrupted)
+    with pytest.raises(Interrupted):
+        finetune(made)
+    folder = tmp_path / "run" / "checkpoints"
+    assert (folder / "best.ckpt").read_bytes() == kept[0]
+    assert torch.load(folder / "last.ckpt", weights_only=False)["global_step"] == 7
+
+
 @pytest.mark.parametrize("method", ["full", "budget"])
 @pytest.mark.parametrize("optimizer", ["schedule_free", "adamw"])
 @pytest.mark.parametrize(
