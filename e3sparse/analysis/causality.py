@@ -17,7 +17,7 @@ from e3sparse.analysis.ranks import RankCorrelation, rank_correlation
 from e3sparse.analysis.tables import MEASURES, group_table
 from e3sparse.backends import Potential, load_potential
 from e3sparse.deltas.dense import DenseDelta
-from e3sparse.errors import DataError
+from e3sparse.errors import ConfigError, DataError
 from e3sparse.merging import base_parameter
 from e3sparse.paths import Layout
 from e3sparse.training.evaluation import predict
@@ -93,10 +93,17 @@ def ablate(
 
     Raises
     ------
+    ConfigError
+        If the gain is not that of the delta alone, because spin-aware layers were trained too.
     DataError
         If the frames cannot be read, or the fine-tuned model is no better on them than the base
         model, so that there is no gain to share out.
     """
+    if change.magnetic:
+        raise ConfigError(
+            f"{change.name} was trained with spin-aware layers, whose part of the gain cannot be "
+            "told from that of the delta: leave --data out."
+        )
     potential = load_potential(
         change.model, backend=change.backend, head=change.head, device=device
     )
@@ -144,8 +151,10 @@ def _shares(
     gained = before - after
     table["forces_mae"] = MEV * without.sum(axis=1) / atoms.sum()
     table["carried"] = lost.sum(axis=1) / gained.sum()
-    drawn = np.random.default_rng(0).integers(len(gained), size=(_RESAMPLES, len(gained)))
-    shares = lost[:, drawn].sum(axis=2) / gained[drawn].sum(axis=1)
+    drawn = np.random.default_rng(0).multinomial(
+        len(gained), np.full(len(gained), 1 / len(gained)), size=_RESAMPLES
+    )  # how often each frame is drawn
+    shares = (lost @ drawn.T) / (drawn @ gained)
     table["carried_low"], table["carried_high"] = np.percentile(shares, [2.5, 97.5], axis=1)
     return table
 

@@ -60,6 +60,8 @@ class Change:
         Of a whole model, what else changed.
     backend, head
         As for `e3sparse.backends.load_potential`.
+    magnetic
+        Whether spin-aware layers were trained on top of the model.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Change:
     rest: Rest | None = None
     backend: str | None = None
     head: str | None = None
+    magnetic: bool = False
 
     @cached_property
     def cells(self) -> pd.DataFrame:

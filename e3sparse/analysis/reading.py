@@ -40,6 +40,7 @@ class _Origin:
     backend: str | None
     head: str | None
     method: str
+    magnetic: bool
 
 
 class _Models:
@@ -158,6 +159,7 @@ def _origin(source: Path, base: str | None, backend: str | None, head: str | Non
         backend or settings.get("backend"),
         head or settings.get("head"),
         str(settings["method"]),
+        bool(settings.get("magnetic")),
     )
 
 
@@ -236,6 +238,7 @@ def _adapter(origin: _Origin, models: _Models) -> Change:
         thresholds=_thresholds(origin, change.layouts),
         backend=origin.backend,
         head=origin.head,
+        magnetic=origin.magnetic,
     )
 
 
@@ -286,6 +289,7 @@ def _whole_model(origin: _Origin, models: _Models) -> Change:
         rest=_rest(base, tuned, layouts),
         backend=origin.backend,
         head=origin.head,
+        magnetic=origin.magnetic,
     )
 
 
@@ -316,7 +320,8 @@ def _thresholds(origin: _Origin, paths: Iterable[str]) -> dict[str, float]:
     found = {}
     for path in paths:
         for name, tau in taus.items():
-            if name.startswith(f"model.{path}.e3sparse."):
+            # Below spin-aware layers the base model is their backbone.
+            if name.startswith((f"model.{path}.e3sparse.", f"model.backbone.{path}.e3sparse.")):
                 found[path] = float(torch.sigmoid(tau.double()))
     return found
 

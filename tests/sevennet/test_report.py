@@ -1,5 +1,7 @@
 """`e3sparse report` on SevenNet runs, from the command line to the causal check."""
 
+import shutil
+
 import ase.io
 import pandas as pd
 import pytest
@@ -167,6 +169,16 @@ def test_no_gain_is_not_shared_out(runs, tmp_path):
     ase.io.write(tmp_path / "other.xyz", frames)
     with pytest.raises(DataError, match="no gain"):
         ablate(read_change(runs["budget"]), tmp_path / "other.xyz")
+
+
+def test_the_gain_of_spin_aware_layers_is_not_shared_out(runs, data_files, tmp_path):
+    folder = shutil.copytree(runs["budget"], tmp_path / "magnetic")
+    config = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(config.replace("magnetic: false", "magnetic: true"))
+    change = read_change(folder)
+    assert change.magnetic
+    with pytest.raises(ConfigError, match="spin-aware"):
+        ablate(change, data_files["test"])
 
 
 def refusal(call, error=ConfigError):
