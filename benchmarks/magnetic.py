@@ -194,7 +194,7 @@ def one_run(task, label, lr, seed, keep=None):
             if column not in result.table:
                 continue
             row[f"{split}_{column}"] = result.table.loc[f"{split} after", column]
-            if column in ("energy_mae", "forces_mae"):
+            if column in ("energy_mae", "forces_mae") and label != "scratch":
                 row[f"zero_shot_{split}_{column}"] = result.table.loc[f"{split} before", column]
     return row
 
@@ -388,7 +388,7 @@ def table():
 
 def lines(task, mine):
     """Return the lines of a task's table."""
-    zero = mine[["zero_shot_test_energy_mae", "zero_shot_test_forces_mae"]].iloc[0]
+    zero = mine[["zero_shot_test_energy_mae", "zero_shot_test_forces_mae"]].dropna().iloc[0]
     written = [
         f"# Spin-aware layers on SevenNet-0: {task.name}",
         "",

@@ -200,7 +200,8 @@ def one_run(task, profile, method, chosen, lr, seed):
     for split in ("valid", "test"):
         for column in ("energy_mae", "forces_mae"):
             row[f"{split}_{column}"] = errors.loc[f"{split} after", column]
-            row[f"zero_shot_{split}_{column}"] = errors.loc[f"{split} before", column]
+            if method != "scratch":
+                row[f"zero_shot_{split}_{column}"] = errors.loc[f"{split} before", column]
     return row
 
 
@@ -370,7 +371,7 @@ def lines(task, rows):
         "| " + " | ".join(HEADER) + " |",
         "|" + "---|" * len(HEADER),
     ]
-    zero_shot = rows[["zero_shot_test_energy_mae", "zero_shot_test_forces_mae"]].iloc[0]
+    zero_shot = rows[["zero_shot_test_energy_mae", "zero_shot_test_forces_mae"]].dropna().iloc[0]
     written.append("| zero-shot | | | | | " + " | ".join(f"{v:.2f}" for v in zero_shot) + " |")
     complete = rows.groupby(["method", "settings", "lr"]).filter(lambda g: len(g) == len(SEEDS))
     # A grid that was extended may have left more than one rate with all seeds.

@@ -47,12 +47,13 @@ def directions_of(moments: Array) -> Array:
 def spins_of(atoms: Atoms) -> Array | None:
     """Return the spins (N, 3) of a structure; None where it has none.
 
-    They are its array `"spin"`, or else ASE's initial magnetic moments.
+    They are its array `"spin"`, or else the directions of ASE's initial magnetic moments, as in
+    training.
     """
     where = f"The spins of {atoms.get_chemical_formula()}"
     if SPINS in atoms.arrays:
         return as_vectors(atoms.arrays[SPINS], len(atoms), where)
     if atoms.has("initial_magmoms"):
         moments = as_vectors(atoms.arrays["initial_magmoms"], len(atoms), where)
-        return moments if moments.any() else None
+        return directions_of(moments) if moments.any() else None
     return None

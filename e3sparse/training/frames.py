@@ -107,8 +107,8 @@ def read_split(
         Cutoff of the model in Å: an atom of a larger frame without a neighbour within it is
         refused.
     magnetic
-        Whether moments and spins are read too. Where a frame has no spins, they are the
-        directions of its moments; atoms below 0.1 μ_B have none.
+        Whether moments and spins are read too. Of spins the direction counts; where a frame has
+        none, they are the directions of its moments. What is below 0.1 (μ_B) has none.
 
     Raises
     ------
@@ -204,11 +204,10 @@ def _with_moments(frame: Frame, atoms: Atoms, keys: LabelKeys, where: str) -> Fr
     given = _label(atoms, keys.spin)
     if given is None and keys.spin != SPINS:
         raise DataError(_missing(atoms, where, "spin", keys.spin))
-    spins = (
-        directions_of(moments)
-        if given is None
-        else as_vectors(given, len(atoms), f"{where}: the spins '{keys.spin}'")
-    )
+    if given is None:
+        spins = directions_of(moments)
+    else:
+        spins = directions_of(as_vectors(given, len(atoms), f"{where}: the spins '{keys.spin}'"))
     frame.atoms.set_array(SPINS, spins)
     label = _label(atoms, keys.magnetic_forces)
     if label is None:

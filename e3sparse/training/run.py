@@ -85,6 +85,8 @@ def finetune(
         + ", ".join(f"{len(frames)} {name}" for name, frames in splits.items())
         + " frames"
     )
+    if config.method == "scratch":
+        potential.reinitialize(config.seed)  # before references are fitted to what it predicts
     to_replay = replay_frames(config, potential, console) if config.replay else None
     before = {name: predict(potential, frames) for name, frames in splits.items()}
     references = choose_references(
@@ -183,8 +185,6 @@ def _check_folder(out: Path, overwrite: bool, resume: bool) -> None:
 
 
 def _prepare(config: FinetuneConfig, potential: Potential, train: list[Frame]) -> Adapter | None:
-    if config.method == "scratch":
-        potential.reinitialize(config.seed)
     if config.whole_model:
         return None
     adapter = potential.patch(

@@ -13,7 +13,7 @@ from support import load
 
 from e3sparse import magnetism
 from e3sparse.errors import ConfigError, DataError, Interrupted
-from e3sparse.spins import SPINS, as_vectors, directions_of
+from e3sparse.spins import SPINS, as_vectors, directions_of, spins_of
 from e3sparse.symmetry import PotentialSubject
 from e3sparse.training.config import make_config
 from e3sparse.training.evaluation import moment_errors
@@ -225,10 +225,34 @@ def test_directions_of_moments():
     np.testing.assert_array_equal(directions_of(moments), [[0, 0, 1], [0, 0, -1], [0, 0, 0]])
 
 
-def test_labels_of_magnetic_forces_are_those_of_turning_a_spin(files):
-    read, _ = read_split(files["test"], LabelKeys(), known=(1, 8), cutoff=4.0, magnetic=True)
+@pytest.mark.parametrize("given", [[2.0, 0.3, 0.05], np.diag([0.2, -4.0, 0.09])])
+def test_initial_moments_become_the_spins_that_training_made_of_labels(given, tmp_path):
+    atoms = frames(1, collinear=True)[0]
+    atoms.arrays["REF_magmom"] = np.asarray(given)
+    ase.io.write(tmp_path / "frame.xyz", atoms)
+    split = read_split(
+        tmp_path / "frame.xyz",
+        LabelKeys(magnetic_forces="none"),
+        known=(1, 8),
+        cutoff=4.0,
+        magnetic=True,
+    )
+    atoms.set_initial_magnetic_moments(given)
+    np.testing.assert_array_equal(split.frames[0].atoms.arrays[SPINS], spins_of(atoms))
+    assert np.ptp(np.linalg.norm(spins_of(atoms), axis=1)) == 1.0  # the last one has no spin
+
+
+@pytest.mark.parametrize("length", [1.0, 2.2, 0.3])
+def test_labels_of_magnetic_forces_are_those_of_turning_a_spin(files, length, tmp_path):
+    given = ase.io.read(files["test"], index=":")
+    for atoms in given:
+        atoms.arrays[SPINS] *= length  # moments in its place are taken as directions
+    path = tmp_path / "given.xyz"
+    ase.io.write(path, given)
+    read, _ = read_split(path, LabelKeys(), known=(1, 8), cutoff=4.0, magnetic=True)
     for frame in read:
         spins = frame.atoms.arrays[SPINS]
+        np.testing.assert_allclose(np.linalg.norm(spins, axis=1), 1.0, atol=1e-6)
         field = 0.2 * (spins.sum(axis=0) - spins)
         across = field - (field * spins).sum(axis=1, keepdims=True) * spins
         np.testing.assert_allclose(frame.magnetic_forces, across, atol=1e-6)

@@ -81,6 +81,18 @@ def test_a_run_leaves_a_model_that_sevennet_reads(
         assert saved == entries["updated"]
 
 
+def test_references_of_scratch_are_fitted_to_the_weights_that_are_trained(
+    tiny_checkpoint, data_files, tmp_path
+):
+    run = config(
+        tiny_checkpoint, data_files, tmp_path / "run", method="scratch", lr=1e-9, max_steps=1
+    )
+    table = finetune(run).table
+    for label in ("energy_mae", "forces_mae"):
+        before, after = table.loc["train before", label], table.loc["train after", label]
+        assert after == pytest.approx(before, rel=1e-3)
+
+
 def test_budget_meets_its_target_exactly(tiny_checkpoint, data_files, tmp_path):
     result = finetune(
         config(
