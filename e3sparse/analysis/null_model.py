@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from e3sparse.errors import DataError
-from e3sparse.training.frames import LabelKeys
+from e3sparse.training.frames import COMPUTED, LabelKeys, label_of
 
 
 def shuffle_labels(
@@ -38,8 +39,8 @@ def shuffle_labels(
     Raises
     ------
     DataError
-        If a frame is the only one of its composition, or frames of one composition do not carry
-        the same labels.
+        If a frame is the only one of its composition or has no energy or forces, or frames of one
+        composition do not carry the same labels.
     """
     keys = keys or LabelKeys()
     groups: dict[str, list[int]] = defaultdict(list)
@@ -53,23 +54,36 @@ def shuffle_labels(
         )
     rng = np.random.default_rng(seed)
     shuffled = [atoms.copy() for atoms in frames]
-    for formula, members in groups.items():
+    for members in groups.values():
         cycle = rng.permutation(members)
         for here, there in zip(cycle, np.roll(cycle, 1), strict=True):
-            _take_labels(shuffled[here], frames[there], keys, formula)
+            _take_labels(shuffled[here], frames[here], frames[there], keys)
     return shuffled
 
 
-def _take_labels(atoms: Atoms, other: Atoms, keys: LabelKeys, formula: str) -> None:
-    here = np.argsort(atoms.numbers, kind="stable")
+def _take_labels(new: Atoms, old: Atoms, other: Atoms, keys: LabelKeys) -> None:
+    """Put the labels of `other` where `old` has its own."""
+    here = np.argsort(old.numbers, kind="stable")
     there = np.argsort(other.numbers, kind="stable")
-    for key in (keys.energy, keys.stress, keys.forces, keys.moments):
-        own, foreign = (key in a.info or key in a.arrays for a in (atoms, other))
-        if own != foreign:
-            raise DataError(f"Only some of the frames of {formula} have the label '{key}'.")
-        if key in other.info:
-            atoms.info[key] = other.info[key]
-        elif own:
-            values = np.empty_like(other.arrays[key])
-            values[here] = other.arrays[key][there]
-            atoms.arrays[key] = values
+    computed = {}
+    per_atom = (keys.forces, keys.moments, keys.magnetic_forces)
+    for key in (keys.energy, keys.stress, *per_atom):
+        own, label = label_of(old, key), label_of(other, key)
+        if own is None and label is None and key not in (keys.energy, keys.forces):
+            continue
+        if own is None or label is None:
+            raise DataError(
+                f"Not every frame of {old.get_chemical_formula()} has the label '{key}'. Add it, "
+                "or give the right names as keys."
+            )
+        values = label.copy()
+        if key in per_atom:
+            values[here] = label[there]
+        if key in COMPUTED and old.calc is not None:
+            computed[key] = values if values.shape else float(values)
+        elif key in old.arrays:
+            new.arrays[key] = values
+        else:
+            new.info[key] = values if values.shape else float(values)
+    if computed:
+        new.calc = SinglePointCalculator(new, **computed)

@@ -16,10 +16,16 @@ from e3sparse.paths import Layout
 TOTAL = "all layers"
 
 
-def support_overlap(a: Change, b: Change) -> pd.DataFrame:
+def support_overlap(a: Change, b: Change, *, common: bool = False) -> pd.DataFrame:
     """Compare which entries two changes touch.
 
-    Layers that only one of them could change count as unchanged in the other.
+    Parameters
+    ----------
+    a, b
+        The changes.
+    common
+        Whether layers that only one of them could change are left out; they count as unchanged
+        in the other if not.
 
     Returns
     -------
@@ -33,6 +39,8 @@ def support_overlap(a: Change, b: Change) -> pd.DataFrame:
     """
     rows = {}
     layouts = {**a.layouts, **b.layouts}
+    if common:
+        layouts = {path: layouts[path] for path in a.layouts if path in b.layouts}
     for path, layout in layouts.items():
         counts = _counts(layout, a.deltas.get(path), b.deltas.get(path))
         rows[path] = counts.sum().astype(float)
@@ -40,14 +48,14 @@ def support_overlap(a: Change, b: Change) -> pd.DataFrame:
         rows[path]["expected"] = (
             counts["updated_a"] * counts["updated_b"] / counts["entries"]
         ).sum()
-    table = pd.DataFrame(rows).T
+    integers = ["entries", "updated_a", "updated_b", "shared"]
+    table = pd.DataFrame(rows, index=[*integers, "expected"]).T
     table.loc[TOTAL] = table.sum()
     both = table["updated_a"] + table["updated_b"]
     by_chance = table["updated_a"] * table["updated_b"] / table["entries"]
     table["jaccard"] = table["shared"] / (both - table["shared"])
     table["chance"] = by_chance / (both - by_chance)
     table["chance_in_blocks"] = table["expected"] / (both - table["expected"])
-    integers = ["entries", "updated_a", "updated_b", "shared"]
     return table.drop(columns="expected").astype(dict.fromkeys(integers, int))
 
 
@@ -88,7 +96,7 @@ def agreement(changes: Sequence[Change], measure: str = "one_minus_r2") -> pd.Da
     rows = []
     for i, a in enumerate(changes):
         for b in changes[i + 1 :]:
-            supports: dict[Any, Any] = support_overlap(a, b).loc[TOTAL].to_dict()
+            supports: dict[Any, Any] = support_overlap(a, b, common=True).loc[TOTAL].to_dict()
             dense = max(supports["updated_a"], supports["updated_b"]) > supports["entries"] / 2
             row: dict[str, object] = {"a": a.name, "b": b.name}
             for column in ("jaccard", "chance", "chance_in_blocks"):

@@ -19,6 +19,9 @@ from e3sparse.structures import read_structures
 
 Array = NDArray[np.float64]
 
+COMPUTED = ("energy", "forces", "stress", "magmoms")
+"""Labels that are looked for in the calculator of a structure, where it has one."""
+
 _SAME_ENERGY = 1e-3
 """In eV: what codes and their settings leave between two calculations of one atom."""
 
@@ -174,14 +177,14 @@ def _check_neighbours(atoms: Atoms, where: str, cutoff: float) -> None:
 
 def _labelled(atoms: Atoms, keys: LabelKeys, where: str) -> Frame:
     energy = _energy(atoms, keys, where)
-    forces = _label(atoms, keys.forces)
+    forces = label_of(atoms, keys.forces)
     if forces is None:
         raise DataError(_missing(atoms, where, "forces", keys.forces))
     if forces.shape != (len(atoms), 3):
         raise DataError(
             f"{where}: '{keys.forces}' has shape {forces.shape}, expected ({len(atoms)}, 3)."
         )
-    stress = _label(atoms, keys.stress)
+    stress = label_of(atoms, keys.stress)
     if stress is not None:
         if stress.size not in (6, 9):
             raise DataError(f"{where}: '{keys.stress}' has {stress.size} numbers, expected 6 or 9.")
@@ -197,11 +200,11 @@ def _labelled(atoms: Atoms, keys: LabelKeys, where: str) -> Frame:
 
 
 def _with_moments(frame: Frame, atoms: Atoms, keys: LabelKeys, where: str) -> Frame:
-    label = _label(atoms, keys.moments)
+    label = label_of(atoms, keys.moments)
     if label is None:
         raise DataError(_missing(atoms, where, "moments", keys.moments))
     moments = as_vectors(label, len(atoms), f"{where}: the moments '{keys.moments}'")
-    given = _label(atoms, keys.spin)
+    given = label_of(atoms, keys.spin)
     if given is None and keys.spin != SPINS:
         raise DataError(_missing(atoms, where, "spin", keys.spin))
     if given is None:
@@ -209,7 +212,7 @@ def _with_moments(frame: Frame, atoms: Atoms, keys: LabelKeys, where: str) -> Fr
     else:
         spins = directions_of(as_vectors(given, len(atoms), f"{where}: the spins '{keys.spin}'"))
     frame.atoms.set_array(SPINS, spins)
-    label = _label(atoms, keys.magnetic_forces)
+    label = label_of(atoms, keys.magnetic_forces)
     if label is None:
         return replace(frame, moments=moments)
     forces = as_vectors(label, len(atoms), f"{where}: '{keys.magnetic_forces}'")
@@ -221,7 +224,7 @@ def _with_moments(frame: Frame, atoms: Atoms, keys: LabelKeys, where: str) -> Fr
 
 
 def _energy(atoms: Atoms, keys: LabelKeys, where: str) -> float:
-    energy = _label(atoms, keys.energy)
+    energy = label_of(atoms, keys.energy)
     if energy is None:
         raise DataError(_missing(atoms, where, "energy", keys.energy))
     if np.size(energy) != 1:
@@ -240,8 +243,15 @@ def _bare(atoms: Atoms) -> Atoms:
     return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
 
 
-def _label(atoms: Atoms, key: str) -> Array | None:
-    if key in ("energy", "forces", "stress", "magmoms") and atoms.calc is not None:
+def label_of(atoms: Atoms, key: str) -> Array | None:
+    """Return a label of a structure, None where it has none; see `LabelKeys` for the names.
+
+    Raises
+    ------
+    DataError
+        If it is not a number.
+    """
+    if key in COMPUTED and atoms.calc is not None:
         try:
             return np.asarray(atoms.calc.get_property(key, atoms), dtype=float)
         except PropertyNotImplementedError:

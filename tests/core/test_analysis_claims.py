@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ase.calculators.singlepoint import SinglePointCalculator
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import SPECIES
@@ -19,6 +20,7 @@ from e3sparse.analysis import agreement, group_table, rank_correlation, shuffle_
 from e3sparse.analysis.causality import group_entries
 from e3sparse.analysis.stability import TOTAL, support_overlap
 from e3sparse.errors import DataError
+from e3sparse.training.frames import LabelKeys
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=5, max_size=30))
@@ -116,6 +118,19 @@ def test_layers_of_one_change_alone_count_as_unchanged_in_the_other():
     assert table.loc["radial.layer0", "jaccard"] == 0
 
 
+def test_agreement_is_about_layers_that_both_could_touch():
+    linear, both = random_change("linear", seed=1), random_change(["linear", "mlp"], seed=1)
+    alone = random_change("mlp")
+    found = agreement([linear, both, alone]).set_index(["a", "b"])
+    counted = support_overlap(linear, both).drop(index=TOTAL)
+    shared = counted.loc[list(linear.layouts)].sum()
+    jaccard = found["jaccard"].iloc[0]
+    assert jaccard == shared["shared"] / (
+        shared[["updated_a", "updated_b"]].sum() - shared["shared"]
+    )
+    assert np.isnan(found["jaccard"].iloc[1])
+
+
 def test_agreement_of_every_pair():
     one = random_change(seed=1, target_sparsity=0.8)
     dense = random_change(method="dense", seed=3)
@@ -179,6 +194,31 @@ def test_shuffled_labels_belong_to_other_frames():
     )
 
 
+def test_labels_of_calculators_are_dealt_out_too(tmp_path):
+    frames = labelled(4)
+    keys = LabelKeys(energy="energy", forces="forces")
+    computed = [atoms.copy() for atoms in frames]
+    for atoms in computed:
+        results = {"energy": atoms.info.pop("REF_energy"), "forces": atoms.arrays.pop("REF_forces")}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    ase.io.write(tmp_path / "shuffled.xyz", shuffle_labels(computed, seed=3, keys=keys))
+    back = ase.io.read(tmp_path / "shuffled.xyz", index=":")
+    for atoms, new in zip(shuffle_labels(frames, seed=3), back, strict=True):
+        assert new.get_potential_energy() == pytest.approx(atoms.info["REF_energy"])
+        np.testing.assert_allclose(new.get_forces(), forces_of(atoms), atol=1e-7)
+
+
+def test_magnetic_forces_go_with_the_moments():
+    frames = labelled(3)
+    for number, atoms in enumerate(frames):
+        atoms.arrays["REF_magmom"] = np.full(len(atoms), float(number))
+        atoms.arrays["REF_magforces"] = np.full((len(atoms), 3), float(number))
+    for number, new in enumerate(shuffle_labels(frames)):
+        moment = new.arrays["REF_magmom"][0]
+        assert moment != number
+        assert (new.arrays["REF_magforces"] == moment).all()
+
+
 def test_forces_stay_with_their_element():
     one, two = labelled(2, seed=1, name="H2O")
     two = two[[1, 0, 2]]  # H before O
@@ -196,6 +236,8 @@ def test_a_frame_without_a_partner_is_refused():
     del unequal[1].info["REF_energy"]
     with pytest.raises(DataError, match="REF_energy"):
         shuffle_labels(unequal)
+    with pytest.raises(DataError, match="'energie'"):
+        shuffle_labels(labelled(2), keys=LabelKeys(energy="energie"))
 
 
 def test_shuffled_frames_can_be_written(tmp_path):
