@@ -13,6 +13,11 @@ from e3sparse.training.losses import Loss
 from e3sparse.training.optimizers import FRESH_LR, OPTIMIZERS
 
 WHOLE_MODEL = ("full", "scratch")
+DEPENDENT = {
+    "magnetic": ("spin_orbit", "spin_lr", "spin_settings"),
+    "replay": ("replay_weight", "replay_structures", "replay_batch_size"),
+}
+"""Settings that mean nothing without another."""
 
 
 class FinetuneConfig(BaseModel):
@@ -122,6 +127,15 @@ class FinetuneConfig(BaseModel):
     def _has_something_to_replay(self) -> Self:
         if self.replay is not None and self.method == "scratch":
             raise ValueError("training from scratch has no base model that it could stay near")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_without_effect(self) -> Self:
+        for switch, settings in DEPENDENT.items():
+            for name in settings:
+                default = type(self).model_fields[name].get_default(call_default_factory=True)
+                if not getattr(self, switch) and getattr(self, name) != default:
+                    raise ValueError(f"{name} has no effect without {switch}")
         return self
 
     @property

@@ -14,7 +14,7 @@ from support import load
 
 from e3sparse.adapter_config import read_config as read_adapter_config
 from e3sparse.adapter_file import read_values
-from e3sparse.errors import Interrupted
+from e3sparse.errors import ConfigError, Interrupted
 from e3sparse.symmetry import PotentialSubject
 from e3sparse.training.config import make_config
 from e3sparse.training.data import FrameDataset, loader
@@ -355,6 +355,24 @@ def test_stress_is_learned_where_it_is_labelled(tiny_checkpoint, tmp_path):
     )  # fmt: skip
     table = finetune(made).table
     assert table.loc["train after", "stress_mae"] < 0.8 * table.loc["train before", "stress_mae"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "switch"),
+    [
+        ("spin_orbit", True, "magnetic"),
+        ("spin_settings", {"channels": 4}, "magnetic"),
+        ("replay_weight", 1.0, "replay"),
+        ("replay_structures", 12, "replay"),
+    ],
+)
+def test_settings_without_effect_are_refused(name, value, switch, tiny_checkpoint, data_files):
+    with pytest.raises(ConfigError, match=f"{name} has no effect without {switch}"):
+        config(tiny_checkpoint, data_files, "run", **{name: value})
+    made = config(
+        tiny_checkpoint, data_files, "run", **{name: value, switch: switch == "magnetic" or "auto"}
+    )
+    assert make_config(made.model_dump()) == made
 
 
 def test_two_ranks_equal_one(tiny_checkpoint, data_files, tmp_path):
