@@ -7,7 +7,7 @@
 
 Data: ../shared/data or the folder E3SPARSE_DATA. Every method has the same steps, batches and
 spin-aware layers. Its learning rate is the best on validation (errors of energy, force and moment,
-each over the smallest, summed) of the two in METHODS, with seed 0; for NiO it is the first of them.
+each over the smallest, summed) of the two in METHODS, with seed 0.
 Every run is a row of benchmarks/results/magnetic_<task>.csv; budget with seed 0 stays in
 runs/magnetic.
 """
@@ -65,8 +65,7 @@ class Task:
     steps: int
     batch: int
     loss: dict[str, float]
-    rates: int = 2  # how many of each grid are tried
-    slower: float = 1.0  # learning rates of the base are divided by this
+    slower: float = 1.0  # learning rates of the base are divided by this, but from scratch
     spin_lr: float = FRESH_LR
 
     def splits(self):
@@ -131,7 +130,6 @@ TASKS = {
             120,
             1,
             {"energy": 1e3, "magnetic_forces": 100.0},
-            rates=1,
             slower=5.0,
             spin_lr=5e-3,
         ),
@@ -257,7 +255,8 @@ def run(task: Annotated[str, typer.Argument(help=f"One of {', '.join(TASKS)}.")]
     torch.set_num_threads(1)
     chosen = TASKS[task]
     for label, (_, _, rates) in METHODS.items():
-        tried = [rate / chosen.slower for rate in rates[: chosen.rates]]
+        slower = 1.0 if label == "scratch" else chosen.slower
+        tried = [rate / slower for rate in rates]
         lr = best_rate([get(chosen, label, rate, 0) for rate in tried])
         for seed in SEEDS[1:]:
             get(chosen, label, lr, seed)
