@@ -39,14 +39,12 @@ from ase import units
 from ase.data import covalent_radii
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from ase.md.verlet import VelocityVerlet
-from methods import CPU, DATA, HERE, SEEDS, commit, settings, spread
+from methods import CPU, DATA, HERE, SEEDS, commit, finetuned, rate_of, settings, spread
 
 from e3sparse.backends import load_potential
 from e3sparse.calculator import PotentialCalculator
-from e3sparse.training.config import make_config
 from e3sparse.training.evaluation import MEV, predict
 from e3sparse.training.frames import LabelKeys, read_split
-from e3sparse.training.run import finetune
 
 CSV, NVE = HERE / "results" / "forgetting.csv", HERE / "results" / "forgetting_nve.csv"
 FRAMES = 40
@@ -91,28 +89,11 @@ NVE_RUNS = [("full", "", 0.0), ("low_rank", settings(rank=16), 0.0), ("budget", 
 app = typer.Typer(no_args_is_help=True)
 
 
-def rate_of(task, method, chosen):
-    """Return the learning rate that benchmarks/methods.py chose; None if it did not run this."""
-    rows = methods.read_rows()
-    mine = rows[
-        (rows["dataset"] == task.dataset) & (rows["model"] == task.model) & (rows["seed"] == 0)
-        & (rows["method"] == method) & (rows["settings"] == chosen)
-    ]  # fmt: skip
-    return None if mine.empty else float(mine.loc[mine["valid_forces_mae"].idxmin(), "lr"])
-
-
 def tuned(task, method, chosen, replay, lr, seed, folder):
     """Fine-tune into a folder; returns the result of `finetune`."""
-    config = make_config(
-        {
-            "model": task.model, "method": method, "lr": lr, "seed": seed, "device": "cpu",
-            "method_settings": json.loads(chosen or "{}"), "out": folder / "run",
-            "max_steps": CPU.steps, "batch_size": CPU.batch, "valid_every": CPU.valid_every,
-            **({"replay": "auto", "replay_weight": replay} if replay else {}),
-            **task.prepare(folder),
-        }
-    )  # fmt: skip
-    return finetune(config)
+    more = {"replay": "auto", "replay_weight": replay} if replay else {}
+    said = json.loads(chosen or "{}")
+    return finetuned(task, method, said, lr, seed, task.prepare(folder), folder, **more)
 
 
 def one_run(name, method, chosen, replay, lr, seed):

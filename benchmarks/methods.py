@@ -141,6 +141,19 @@ _MACE = {
         **others("*readouts*"),
     },
 }
+# As above, with what was best on ethanol alone, and its λ_τ.
+_MORE = {
+    "levels": {},
+    "grids": {
+        FULL: (3e-3, 1e-2),
+        LOW_RANK: (1e-2, 3e-2),
+        **budget((0.85, 0.97)),
+        **{
+            ("soft_threshold", settings(tau_weight_decay=decay)): (2e-2, 4e-2)
+            for decay in (0.3187, 4.5068)
+        },
+    },
+}
 _NEQUIP = {
     "levels": {s: LEVELS[s] for s in (0.85, 0.97)},
     "grids": {
@@ -161,7 +174,17 @@ TASKS = {
         Task(
             "mace-3bpa", _SMALL_MACE, "3bpa",
             "The small MACE of benchmarks/pretrain_mace.py on 3BPA (300 to 1200 K), a molecule "
-            "that it has not seen, at another level of theory (ωB97X/6-31G(d))", test=None, **_MACE,
+            "that it has not seen, at another level of theory (ωB97X/6-31G(d))", test=None, **_MORE,
+        ),
+        Task(
+            "mace-malonaldehyde", _SMALL_MACE, "rmd17_malonaldehyde",
+            "The small MACE of benchmarks/pretrain_mace.py on rMD17 malonaldehyde, a molecule that "
+            "it has not seen, at its own level of theory (PBE/def2-SVP)", **_MORE,
+        ),
+        Task(
+            "mace-acac", _SMALL_MACE, "acac",
+            "The small MACE of benchmarks/pretrain_mace.py on acetylacetone at 300 K, a molecule "
+            "that it has not seen, at another level of theory (PBE+D3/def2-SVP)", **_MORE,
         ),
         Task(
             "nequip-ethanol", str((MODELS / "nequip_rmd17.nequip.zip").relative_to(HERE.parent)),
@@ -175,6 +198,17 @@ HEADER = (
     "method", "settings", "lr", "layer-wise sparsity (%)", "updated", "E MAE (meV/atom)",
     "F MAE (meV/Å)",
 )  # fmt: skip
+
+COLUMNS = [
+    *("dataset", "model", "method", "settings", "lr", "seed", "steps", "batch_size", "seconds"),
+    *("device", "commit", "layerwise_sparsity", "updated"),
+    *(
+        f"{kind}{split}_{column}"
+        for split in ("valid", "test")
+        for column in ("energy_mae", "forces_mae")
+        for kind in ("", "zero_shot_")
+    ),
+]
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -207,17 +241,22 @@ def one_run(task, profile, method, chosen, lr, seed):
 
 def with_e3sparse(task, profile, method, chosen, lr, seed, splits, folder):
     """Run `e3sparse finetune`; returns its error table and sparsity."""
-    targets = chosen.pop("targets", "linear")
+    result = finetuned(task, method, chosen, lr, seed, splits, folder, profile=profile)
+    return result.table, result.adapter.sparsity() if result.adapter is not None else None
+
+
+def finetuned(task, method, chosen, lr, seed, splits, folder, *, profile=CPU, **more):
+    """Fine-tune into folder/run, with other settings of a run where there are any."""
+    said = dict(chosen)
     config = make_config(
         {
             "model": task.model, "method": method, "lr": lr, "seed": seed,
-            "device": profile.device, "targets": targets, "method_settings": chosen,
-            "out": folder / "run", "max_steps": profile.steps, "batch_size": profile.batch,
-            "valid_every": profile.valid_every, **splits,
+            "device": profile.device, "targets": said.pop("targets", "linear"),
+            "method_settings": said, "out": folder / "run", "max_steps": profile.steps,
+            "batch_size": profile.batch, "valid_every": profile.valid_every, **splits, **more,
         }
     )  # fmt: skip
-    result = finetune(config)
-    return result.table, result.adapter.sparsity() if result.adapter is not None else None
+    return finetune(config)
 
 
 def with_mace_lora(task, profile, method, chosen, lr, seed, splits, folder):
@@ -263,7 +302,8 @@ class Runs:
                 self.rows.append(row)
                 # One line at a time, so that tasks can run side by side.
                 csv = self.profile.csv
-                pd.DataFrame([row]).to_csv(csv, mode="a", header=not csv.exists(), index=False)
+                line = pd.DataFrame([row]).reindex(columns=COLUMNS)
+                line.to_csv(csv, mode="a", header=not csv.exists(), index=False)
         return [self.find(key) for key in wanted]
 
     def mine(self):
@@ -281,6 +321,16 @@ def read_rows(profile=CPU):
     rows = pd.read_csv(profile.csv).fillna({"settings": ""})
     # Two bisections that wanted the same run at once have both made it.
     return rows.drop_duplicates(["dataset", "model", "method", "settings", "lr", "seed"])
+
+
+def rate_of(task, method, chosen):
+    """Return the learning rate that `run` chose for a method; None if it did not run it."""
+    rows = read_rows()
+    mine = rows[
+        (rows["dataset"] == task.dataset) & (rows["model"] == task.model) & (rows["seed"] == 0)
+        & (rows["method"] == method) & (rows["settings"] == chosen)
+    ]  # fmt: skip
+    return None if mine.empty else float(mine.loc[mine["valid_forces_mae"].idxmin(), "lr"])
 
 
 def soft(weight_decay):
@@ -335,6 +385,8 @@ def run(
     for row in sorted(grid, key=lambda r: -r["valid_forces_mae"]):
         rates[row["method"], row["settings"]] = row["lr"]
     runs.get([(m, s, lr, seed) for seed in SEEDS for (m, s), lr in rates.items()])
+    if not levels:
+        return
     with ThreadPoolExecutor() as threads:  # bisections do not wait for each other
         level, tolerance = next(iter(levels.items()))
         same = (repeat(level), repeat(tolerance))

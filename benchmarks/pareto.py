@@ -6,6 +6,7 @@
 """
 
 import os
+from itertools import zip_longest
 from typing import Annotated
 
 import matplotlib
@@ -15,7 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import typer
 from matplotlib.ticker import LogFormatter, NullFormatter
-from methods import HERE, SEEDS, TASKS, Runs, read_rows, settings
+from methods import HERE, LEVELS, SEEDS, TASKS, Runs, read_rows, settings
 
 RESULTS = HERE / "results"
 METRICS = {"energy_mae": "E", "forces_mae": "F"}
@@ -28,6 +29,7 @@ MARKERS = dict(
 )
 SWEEP_TASK, SWEEP_LR = "mace-ethanol", 4e-2
 DECAYS, TARGETS = (0.1, 0.3, 1.0, 3.0, 10.0), ("linear", "fctp", "all")
+COLUMNS = 3  # of panels
 AIM_97, AIM_RATIO, AIM_995 = 0.8, 0.95, 0.5
 
 app = typer.Typer(no_args_is_help=True)
@@ -65,11 +67,15 @@ def figures():
     """Draw force errors against the share of updated entries, and the sweep of λ_τ."""
     rows = read_rows()
     tasks = [task for task in TASKS.values() if groups(rows, task)]
+    lines = -(-len(tasks) // COLUMNS)
     fig, panels = plt.subplots(
-        1, len(tasks), figsize=(4.6 * len(tasks), 4.6), layout="constrained", squeeze=False
+        lines, COLUMNS, figsize=(4.6 * COLUMNS, 4.6 * lines), layout="constrained", squeeze=False
     )
-    for axes, task in zip(panels[0], tasks, strict=True):
-        draw_pareto(axes, task, groups(rows, task))
+    for axes, task in zip_longest(panels.flat, tasks):
+        if task is None:
+            axes.set_axis_off()
+        else:
+            draw_pareto(axes, task, groups(rows, task))
     fig.savefig(RESULTS / "pareto.png", dpi=150)
     draw_sweep(rows)
 
@@ -166,7 +172,7 @@ def compared(rows):
     cells = []
     for task in TASKS.values():
         found = groups(rows, task)
-        for level in task.levels:
+        for level in LEVELS:
             mine = found.get(("budget", settings(target_sparsity=level)))
             full = found.get(("full", ""))
             low_rank = found.get(("low_rank", settings(rank=16)))
