@@ -23,7 +23,9 @@ def convert(
     out: Annotated[Path, typer.Option(help="XYZ file to write; with --split a folder.")],
     split: Annotated[
         str | None,
-        typer.Option(help="Shares of train, valid and test, e.g. 8:1:1; by material, not frame."),
+        typer.Option(
+            help="Shares of train, valid and test, e.g. 8:1:1; by material, run or system."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Deals the materials out anew.")] = 0,
     magnetic: Annotated[

@@ -108,7 +108,7 @@ def _checked(
     form: Format, sources: Sequence[Path], report: Report, skip_faulty: bool
 ) -> Iterator[Entry]:
     for source in sources:
-        for entry in form.entries(source):
+        for entry in _read(form, source):
             try:
                 if isinstance(entry, DataError):
                     raise entry
@@ -119,6 +119,14 @@ def _checked(
                 report.faulty.append(str(error))
             else:
                 yield entry
+
+
+def _read(form: Format, source: Path) -> Iterator[Entry | DataError]:
+    try:
+        yield from form.entries(source)
+    except OSError as error:
+        where = error.filename or source
+        raise DataError(f"{where} cannot be read ({error.strerror or error}).") from error
 
 
 def _empty(path: Path, report: Report, split: Split | None) -> str:

@@ -33,6 +33,7 @@ class DeePMD(Format):
         """Yield the frames, system by system and set by set; see `Format.entries`."""
         if not source.is_dir():
             raise DataError(f"There is no folder {source}: give a DeePMD system, or many in one.")
+        source = source.resolve()
         systems = sorted(path.parent for path in source.rglob("type.raw"))
         if not systems:
             raise DataError(f"No folder in {source} has a type.raw, so no DeePMD system is in it.")

@@ -39,14 +39,16 @@ class VASP(Format):
         """Yield the ionic steps, file by file; see `Format.entries`."""
         files = _files(source)
         for path in files:
-            name = path.parent.relative_to(source).as_posix() if source.is_dir() else path.name
+            # Of a tree, where it lies does not decide which set a run falls to.
+            run = path.resolve() if path == source else path.relative_to(source)
+            name = path.name if path == source else run.parent.as_posix()
             images = _images(path)
             if not images:
                 raise DataError(f"{path} holds no finished ionic step.")
             log = _Log.read(path)
             for number, atoms in enumerate(images):
                 try:
-                    yield _entry(atoms, number, log, path, name)
+                    yield _entry(atoms, number, log, path, run.as_posix(), name)
                 except DataError as error:
                     yield error
 
@@ -125,7 +127,7 @@ def _images(path: Path) -> list[Atoms]:
     return images
 
 
-def _entry(atoms: Atoms, number: int, log: _Log, path: Path, name: str) -> Entry:
+def _entry(atoms: Atoms, number: int, log: _Log, path: Path, run: str, name: str) -> Entry:
     where = f"Step {number} of {path}"
     results: dict[str, Any] = {} if atoms.calc is None else atoms.calc.results
     missing = [key for key in ("free_energy", "forces") if results.get(key) is None]
@@ -145,7 +147,7 @@ def _entry(atoms: Atoms, number: int, log: _Log, path: Path, name: str) -> Entry
         info["energy_sigma0"] = float(results["energy"])
     return Entry(
         where=where,
-        group=str(path),
+        group=run,
         atoms=Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True),
         energy=float(results["free_energy"]),
         forces=np.asarray(results["forces"], dtype=float),

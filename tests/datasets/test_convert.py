@@ -12,6 +12,7 @@ from published import known, write_deepmd, write_mptrj, write_npz
 
 from e3sparse.cli import main
 from e3sparse.datasets import FORMATS, make_format
+from e3sparse.datasets.base import Format
 from e3sparse.datasets.conversion import convert
 from e3sparse.datasets.splits import SPLITS, Split
 from e3sparse.errors import ConfigError, DataError
@@ -62,6 +63,18 @@ def test_no_two_sets_share_a_material(run, materials, tmp_path):
     assert sorted(p.name for p in (tmp_path / "split").iterdir()) == sorted(
         f"{name}.xyz" for name in SPLITS
     )
+
+
+def test_a_source_that_cannot_be_read_is_not_the_output(tmp_path):
+    class Unreadable(Format):
+        name = "unreadable"
+
+        def entries(self, source):
+            yield (source / "frames").read_text()
+
+    with pytest.raises(DataError, match="nowhere/frames cannot be read"):
+        convert(Unreadable(), [tmp_path / "nowhere"], tmp_path / "out.xyz")
+    assert not (tmp_path / "out.xyz").exists()
 
 
 def test_a_split_by_frame_would_share_materials(materials):

@@ -5,6 +5,7 @@ The files are written by `vasp_files.py`; none is from a real calculation.
 
 import gzip
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +91,20 @@ def test_a_tree_takes_outcars_where_there_are_both(tmp_path, converted):
     names = [atoms.info["config_type"] for atoms in frames]
     assert names == ["a/nio", "a/nio", "b", "c", "c"]
     assert ["REF_magmom" in atoms.arrays for atoms in frames] == [True, True, False, True, True]
+
+
+def test_where_a_tree_lies_does_not_decide_on_its_split(tmp_path, monkeypatch):
+    for place in ("here", "there"):
+        for run in ("one", "two"):
+            write_outcar(tmp_path / place / "runs" / run / "OUTCAR", steps(1))
+
+    def groups(source):
+        return [entry.group for entry in VASP().entries(source)]
+
+    first = groups(tmp_path / "here" / "runs")
+    assert len(set(first)) == 2
+    monkeypatch.chdir(tmp_path / "there" / "runs")
+    assert groups(Path()) == groups(tmp_path / "there" / "runs") == first
 
 
 def test_several_files_are_joined(tmp_path, converted):
