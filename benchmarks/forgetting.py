@@ -165,9 +165,9 @@ def run(
     done = keys_of(read_rows())
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         futures = []
-        for seed in SEEDS:
-            for method, chosen, replay in RUNS:
-                lr = rate_of(methods.TASKS[task], method, chosen)
+        for method, chosen, replay in RUNS:
+            lr = rate_of(methods.TASKS[task], method, chosen)
+            for seed in SEEDS:
                 if lr is not None and (task, method, chosen, replay, seed) not in done:
                     futures.append(pool.submit(one_run, task, method, chosen, replay, lr, seed))
         for future in as_completed(futures):
