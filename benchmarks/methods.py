@@ -138,7 +138,7 @@ _MACE = {
     "grids": {
         FULL: (3e-3, 1e-2, 3e-2),
         LOW_RANK: (1e-2, 3e-2, 1e-1),
-        **dict.fromkeys(MACE_LORA, (3e-2, 1e-1, 3e-1)),
+        **dict.fromkeys(MACE_LORA, (3e-2, 1e-1, 3e-1, 1.0)),
         **budget((0.85, 0.97), (4e-2, 8e-2, 1.6e-1)),
         **{
             ("budget", settings(targets=t, target_sparsity=0.85)): (4e-2, 8e-2)
