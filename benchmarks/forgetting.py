@@ -81,6 +81,7 @@ RUNS = [
     ("budget", BUDGET, 0.0),
     ("budget", settings(target_sparsity=0.995), 0.0),
     ("budget", BUDGET, 0.1),
+    ("budget", BUDGET, 0.3),
     ("full", "", 0.1),
     ("low_rank", settings(rank=16), 0.1),
 ]
@@ -347,7 +348,7 @@ def figures():
                 moved.mean(),
                 xerr=group["test_forces_mae"].std(),
                 yerr=moved.std(),
-                marker="osDv^<>P"[number % 8],
+                marker="osDv^<>PX"[number % 9],
                 mfc="white" if replay else None,
                 ls="none",
                 capsize=2,
