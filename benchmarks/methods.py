@@ -22,6 +22,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
+from math import isfinite
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Lock
@@ -398,7 +399,8 @@ def run(
     grids, levels = runs.task.grids, runs.task.levels
     grid = runs.get([(m, s, lr, 0) for (m, s), lrs in grids.items() for lr in lrs])
     rates = {}
-    for row in sorted(grid, key=lambda r: -r["valid_forces_mae"]):
+    finished = [row for row in grid if isfinite(row["valid_forces_mae"])]
+    for row in sorted(finished, key=lambda r: -r["valid_forces_mae"]):
         rates[row["method"], row["settings"]] = row["lr"]
     runs.get([(m, s, lr, seed) for seed in SEEDS for (m, s), lr in rates.items()])
     if not levels:
