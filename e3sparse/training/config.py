@@ -135,7 +135,9 @@ class FinetuneConfig(BaseModel):
             for name in settings:
                 default = type(self).model_fields[name].get_default(call_default_factory=True)
                 if not getattr(self, switch) and getattr(self, name) != default:
-                    raise ValueError(f"{name} has no effect without {switch}")
+                    raise ValueError(
+                        f"{name} has no effect without {switch}: give it too, or neither"
+                    )
         return self
 
     @property
@@ -168,7 +170,8 @@ def make_config(values: dict[str, Any]) -> FinetuneConfig:
             hint = (
                 nearest(name, FinetuneConfig.model_fields) if e["type"] == "extra_forbidden" else ""
             )
-            problems.append(f"{name}: {e['msg']}.{hint}")
+            said = e["msg"].removeprefix("Value error, ").rstrip(".")
+            problems.append(f"{name + ': ' if name else ''}{said}.{hint}")
         raise ConfigError("Settings are wrong: " + " ".join(problems)) from None
 
 
