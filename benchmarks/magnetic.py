@@ -405,7 +405,11 @@ def lines(task, mine):
         "|" + "---|" * 10,
     ]
     for label in METHODS:
-        for lr, group in mine[mine["method"] == label].groupby("lr"):
+        same = mine[mine["method"] == label]
+        tried = [row for _, row in same[same["seed"] == 0].iterrows()]
+        if tried:
+            lr = best_rate(tried)
+            group = same[same["lr"] == lr]
             if len(group) == len(SEEDS):
                 written.append(line(label, lr, group))
     return written
