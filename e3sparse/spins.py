@@ -12,6 +12,9 @@ SPINS = "spin"
 MAGNETIC = 0.1
 """In μ_B: what the paper calls a magnetic atom. A smaller moment has no direction worth a spin."""
 
+SHORT = 0.5
+"""Spins shorter than this fade, in units of what is given: 1 for directions, μ_B for moments."""
+
 Array = NDArray[np.float64]
 
 

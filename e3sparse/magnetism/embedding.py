@@ -5,9 +5,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from e3sparse.magnetism.irreps import EVEN, ODD, PARITIES, SPIN, Graded, Irrep, graded
-
-SHORT = 0.5
-"""Spins shorter than this (in units of what is given: 1 for directions, μ_B for moments) fade."""
+from e3sparse.spins import SHORT
 
 
 def direction(spins: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from e3sparse.errors import DataError, nearest
-from e3sparse.spins import SPINS, as_vectors, directions_of
+from e3sparse.spins import SHORT, SPINS, as_vectors, directions_of
 from e3sparse.structures import read_structures
 
 Array = NDArray[np.float64]
@@ -60,8 +60,8 @@ class Frame:
     moments
         (N, 3) in μ_B, for magnetic models.
     magnetic_forces
-        (N, 3) -dE/dS in eV, for a turn of each spin by one radian; NaN for atoms without a spin,
-        None where there is no label.
+        (N, 3) -dE/dS in eV, which for spins of length 1 is that of a turn by one radian; NaN for
+        spins shorter than `SHORT`, None where there is no label.
     """
 
     atoms: Atoms
@@ -110,8 +110,8 @@ def read_split(
         Cutoff of the model in Å: an atom of a larger frame without a neighbour within it is
         refused.
     magnetic
-        Whether moments and spins are read too. Of spins the direction counts; where a frame has
-        none, they are the directions of its moments. What is below 0.1 (μ_B) has none.
+        Whether moments and spins are read too. Where a frame has no spins, they are the
+        directions of its moments; atoms below 0.1 μ_B have none.
 
     Raises
     ------
@@ -207,19 +207,22 @@ def _with_moments(frame: Frame, atoms: Atoms, keys: LabelKeys, where: str) -> Fr
     given = label_of(atoms, keys.spin)
     if given is None and keys.spin != SPINS:
         raise DataError(_missing(atoms, where, "spin", keys.spin))
-    if given is None:
-        spins = directions_of(moments)
-    else:
-        spins = directions_of(as_vectors(given, len(atoms), f"{where}: the spins '{keys.spin}'"))
+    spins = (
+        directions_of(moments)
+        if given is None
+        else as_vectors(given, len(atoms), f"{where}: the spins '{keys.spin}'")
+    )
     frame.atoms.set_array(SPINS, spins)
     label = label_of(atoms, keys.magnetic_forces)
     if label is None:
         return replace(frame, moments=moments)
     forces = as_vectors(label, len(atoms), f"{where}: '{keys.magnetic_forces}'")
     # They are -dE/dm at the length of the moment, of which only turns are to be learned.
-    across = forces - (forces * spins).sum(axis=1, keepdims=True) * spins
-    length = np.linalg.norm(moments, axis=1, keepdims=True)
-    turning = np.where(spins.any(axis=1, keepdims=True), length * across, np.nan)
+    length = np.linalg.norm(spins, axis=1, keepdims=True)
+    along = spins / np.maximum(length, SHORT)
+    across = forces - (forces * along).sum(axis=1, keepdims=True) * along
+    scale = np.linalg.norm(moments, axis=1, keepdims=True) / np.maximum(length, SHORT)  # dm/dS
+    turning = np.where(length >= SHORT, scale * across, np.nan)
     return replace(frame, moments=moments, magnetic_forces=turning)
 
 
