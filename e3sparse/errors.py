@@ -30,6 +30,10 @@ class ConfigError(E3SparseError):
     """Settings that do not fit together, or name something that is not there."""
 
 
+class DivergedError(E3SparseError):
+    """A training found nothing that could be kept."""
+
+
 class Interrupted(E3SparseError):  # noqa: N818 -- what the user wanted
     """A training was stopped from the keyboard and can be resumed."""
 

@@ -37,11 +37,11 @@ class VASP(Format):
 
     def entries(self, source: Path) -> Iterator[Entry | DataError]:
         """Yield the ionic steps, file by file; see `Format.entries`."""
-        files = _files(source)
-        for path in files:
+        source = source.resolve()
+        for path in _files(source):
             # Of a tree, where it lies does not decide which set a run falls to.
-            run = path.resolve() if path == source else path.relative_to(source)
-            name = path.name if path == source else run.parent.as_posix()
+            run = path if path == source else path.relative_to(source.parent)
+            name = path.name if path == source else path.parent.relative_to(source).as_posix()
             images = _images(path)
             if not images:
                 raise DataError(f"{path} holds no finished ionic step.")

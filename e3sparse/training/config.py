@@ -84,7 +84,7 @@ class FinetuneConfig(BaseModel):
     spin_lr: float = Field(FRESH_LR, gt=0)
     spin_settings: dict[str, Any] = Field(default_factory=dict)
 
-    replay: str | None = None
+    replay: str | None = Field(None, min_length=1)
     replay_weight: float = Field(0.1, gt=0)
     replay_structures: int = Field(128, ge=1)
     replay_batch_size: int = Field(4, ge=1)
@@ -98,7 +98,7 @@ class FinetuneConfig(BaseModel):
     optimizer: str = "schedule_free"
     loss: Loss = Loss()
     patience: int | None = Field(None, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     out: Path = Path("run")
 

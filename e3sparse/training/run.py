@@ -16,7 +16,7 @@ from rich.console import Console
 
 from e3sparse.adapter import Adapter
 from e3sparse.backends import Potential
-from e3sparse.errors import ConfigError, DataError, Interrupted
+from e3sparse.errors import ConfigError, DataError, DivergedError, Interrupted
 from e3sparse.training.config import FinetuneConfig
 from e3sparse.training.data import FrameDataset, Frames, loader
 from e3sparse.training.energy_zero import choose_references, fate_of_isolated
@@ -30,7 +30,7 @@ from e3sparse.training.replay import Replay, replay_frames
 from e3sparse.training.run_folder import CONFIG, write_config, write_figures, write_results
 
 SPIN_LAYERS = "spins"
-_LAST, _BEST = "last", "best"
+_LAST, _BEST, _SCORE = "last", "best", "valid/score"
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,8 @@ def _with_spin_layers(
     if config.loss.magnetic_forces > 0 and any(f.magnetic_forces is None for f in train):
         raise DataError(
             f"The loss has a weight for magnetic forces, and not every frame of {config.train} has "
-            f"a label '{config.keys.magnetic_forces}'. Set the weight to 0, or name the right one."
+            f"a label '{config.keys.magnetic_forces}'. Set the weight to 0, or name "
+            "the right one as keys.magnetic_forces in a --config."
         )
     try:
         magnetic = add_spins(potential, seed=config.seed, **settings | config.spin_settings)
@@ -235,7 +236,7 @@ def _fit(config: FinetuneConfig, module: FineTuning, data: Frames, resume: bool)
         ModelCheckpoint(
             checkpoints,
             filename=_BEST,
-            monitor="valid/score",
+            monitor=_SCORE,
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         ),
@@ -281,6 +282,16 @@ def _fit(config: FinetuneConfig, module: FineTuning, data: Frames, resume: bool)
                 f"Training was interrupted at step {trainer.global_step}. Go on with: "
                 f"e3sparse finetune --resume --out {config.out}"
             ) from stop
-    best = checkpoints / f"{_BEST}.ckpt"
-    state = torch.load(best, map_location=module.device, weights_only=False)["state_dict"]
-    module.load_state_dict(state)
+    best = torch.load(checkpoints / f"{_BEST}.ckpt", map_location=module.device, weights_only=False)
+    (score,) = (
+        saved["best_model_score"]
+        for saved in best["callbacks"].values()
+        if saved.get("monitor") == _SCORE
+    )
+    if not torch.isfinite(score):
+        raise DivergedError(
+            f"No validation had a finite loss after the delta was as sparse as asked for: training "
+            f"diverged. Give a lower --lr than {config.learning_rate:g}; {config.out} holds "
+            "metrics.csv, and no model."
+        )
+    module.load_state_dict(best["state_dict"])

@@ -14,7 +14,7 @@ from e3sparse.adapter import Adapter
 from e3sparse.backends import Potential
 from e3sparse.files import replacing
 from e3sparse.training import figures
-from e3sparse.training.config import FinetuneConfig
+from e3sparse.training.config import DEPENDENT, FinetuneConfig
 from e3sparse.training.evaluation import Predictions
 from e3sparse.training.frames import Frame
 
@@ -25,6 +25,10 @@ RESULTS = "results.json"
 def write_config(config: FinetuneConfig, potential: Potential) -> None:
     values = config.model_dump(mode="json")
     values["lr"] = config.learning_rate
+    for switch, settings in DEPENDENT.items():
+        for name in settings:
+            if not values[switch]:
+                del values[name]  # their defaults may be others in the version that reads it
     with replacing(config.out / CONFIG) as temporary:
         temporary.write_text(yaml.safe_dump(values, sort_keys=False))
     with replacing(config.out / "versions.json") as temporary:

@@ -105,6 +105,7 @@ def test_where_a_tree_lies_does_not_decide_on_its_split(tmp_path, monkeypatch):
     assert len(set(first)) == 2
     monkeypatch.chdir(tmp_path / "there" / "runs")
     assert groups(Path()) == groups(tmp_path / "there" / "runs") == first
+    assert groups(Path("one")) != groups(Path("two"))
 
 
 def test_several_files_are_joined(tmp_path, converted):

@@ -14,7 +14,7 @@ from support import load
 
 from e3sparse.adapter_config import read_config as read_adapter_config
 from e3sparse.adapter_file import read_values
-from e3sparse.errors import ConfigError, Interrupted
+from e3sparse.errors import ConfigError, DivergedError, Interrupted
 from e3sparse.symmetry import PotentialSubject
 from e3sparse.training.config import make_config
 from e3sparse.training.data import FrameDataset, loader
@@ -192,7 +192,26 @@ def test_patience_waits_until_the_delta_is_sparse(tiny_checkpoint, data_files, t
     scores = pd.read_csv(tmp_path / "run" / "metrics.csv")["valid/score"].dropna()
     assert np.isinf(scores.iloc[0])
     assert np.isfinite(scores.iloc[-1])
+    assert len(scores) < 30
     assert result.adapter.sparsity().layerwise == pytest.approx(0.9, abs=0.01)
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_a_training_that_diverges_leaves_no_model(
+    first, tiny_checkpoint, data_files, tmp_path, monkeypatch
+):
+    original = FineTuning.training_step
+
+    def diverging(self, batch, index):
+        loss = original(self, batch, index)
+        return loss * np.nan if self.trainer.global_step >= first else loss
+
+    monkeypatch.setattr(FineTuning, "training_step", diverging)
+    settings = {"method_settings": {"target_sparsity": 0.9}, "max_steps": 24}
+    with pytest.raises(DivergedError, match="lower --lr"):
+        finetune(config(tiny_checkpoint, data_files, tmp_path / "run", **settings))
+    assert not (tmp_path / "run" / "model.pth").exists()
+    assert not (tmp_path / "run" / "adapter").exists()
 
 
 def test_an_interruption_leaves_the_best_model_alone(
