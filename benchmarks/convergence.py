@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 import typer
-from methods import HERE, SEEDS, TASKS, commit, finetuned, rate_of, settings
+from methods import HERE, SEEDS, TASKS, commit, finetuned, label, rate_of, settings
 
 CSV = HERE / "results" / "convergence.csv"
 METHODS = [
@@ -33,6 +33,7 @@ METHODS = [
     ("budget", settings(target_sparsity=0.85)),
     ("budget", settings(target_sparsity=0.97)),
 ]
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (8, 2)))  # also told apart in grey
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -51,7 +52,7 @@ def one_run(name, method, chosen, lr, seed):
         {
             "task": name, "method": method, "settings": chosen, "lr": lr, "seed": seed,
             "step": seen["step"] + 1, "valid_forces_mae": seen["valid/forces_mae"],
-            "sparsity": seen["sparsity"], "commit": commit(),
+            "sparsity": seen.get("sparsity"), "commit": commit(),
         }
     )  # fmt: skip
 
@@ -97,8 +98,13 @@ def figures():
             if same.empty:
                 continue
             by_step = same.groupby("step")["valid_forces_mae"].agg(["mean", "min", "max"])
-            label = " ".join([method, *chosen.strip("{}").split('"')]).strip()
-            axes.plot(by_step.index, by_step["mean"], color=f"C{number}", label=label)
+            axes.plot(
+                by_step.index,
+                by_step["mean"],
+                color=f"C{number}",
+                ls=DASHES[number],
+                label=label(method, chosen),
+            )
             axes.fill_between(
                 by_step.index, by_step["min"], by_step["max"], color=f"C{number}", alpha=0.2, lw=0
             )

@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from methods import DATA, HERE, SEEDS, TASKS, commit, finetuned, rate_of, settings, spread
+from methods import DATA, HERE, SEEDS, TASKS, commit, finetuned, label, rate_of, settings, spread
 
 from e3sparse.backends import load_potential
 from e3sparse.training.evaluation import MEV, errors, predict
@@ -48,6 +48,7 @@ METHODS = [
     ("budget", settings(target_sparsity=0.85)),
     ("budget", settings(target_sparsity=0.97)),
 ]
+DASHES = (":", "-", "--", "-.", (0, (1, 2)), (0, (5, 1, 1, 1)), (0, (8, 2)))  # for grey prints
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -101,7 +102,10 @@ def looked_at(potential, references, method, chosen, lr, seed):
 
 def read_rows():
     """Return the runs so far; methods without settings have an empty string there."""
-    return pd.read_csv(CSV).fillna({"settings": ""}) if CSV.exists() else pd.DataFrame()
+    if not CSV.exists():
+        return pd.DataFrame()
+    rows = pd.read_csv(CSV).fillna({"settings": ""})
+    return rows.drop_duplicates(["method", "settings", "seed"])
 
 
 @app.command()
@@ -156,14 +160,19 @@ def figures():
     scans = pd.read_csv(SCAN).fillna({"settings": ""})
     fig, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
     first = scans.groupby("angle", sort=True)["dft"].first()
-    axes.plot(first.index, first, "k--", lw=2, label="DFT")
+    axes.plot(first.index, first, "k", lw=3, alpha=0.6, label="DFT")
     for number, (method, chosen) in enumerate([("zero-shot", ""), *METHODS]):
         mine = scans[(scans["method"] == method) & (scans["settings"] == chosen)]
         if mine.empty:
             continue
         off = mine.groupby("angle", sort=True)["off"].mean()
-        label = " ".join([method, *chosen.strip("{}").split('"')]).strip()
-        axes.plot(off.index, first + off, color=f"C{number}", label=label)
+        axes.plot(
+            off.index,
+            first + off,
+            color=f"C{number}",
+            ls=DASHES[number],
+            label=label(method, chosen),
+        )
     axes.set(
         xlabel="O=C–C=C dihedral (degrees)",
         ylabel="energy (eV), less its mean error",

@@ -246,7 +246,8 @@ def best_rate(rows):
     """Return the learning rate with the smallest errors on validation."""
     columns = [f"valid_{c}" for c in ("energy_mae", "forces_mae", "moments_mae")]
     errors = pd.DataFrame([row[columns] for row in rows]).astype(float)
-    return rows[int((errors / errors.min()).sum(axis=1).to_numpy().argmin())]["lr"]
+    summed = (errors / errors.min()).sum(axis=1, skipna=False)  # NaN where a training diverged
+    return rows[int(np.nanargmin(summed))]["lr"]
 
 
 @app.command()

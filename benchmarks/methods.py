@@ -29,6 +29,7 @@ from threading import Lock
 from typing import Annotated
 
 import ase.io
+import numpy as np
 import pandas as pd
 import torch
 import typer
@@ -69,6 +70,12 @@ def settings(**values):
     return json.dumps(values) if values else ""
 
 
+def label(method, chosen):
+    """Return what a legend calls a method with its settings."""
+    said = [f"{key} {value}" for key, value in json.loads(chosen or "{}").items()]
+    return ", ".join([method, *said]).replace("_", " ")
+
+
 FULL = ("full", "")
 LOW_RANK = ("low_rank", settings(rank=16))
 MACE_LORA = [("mace_lora", settings(rank=r)) for r in (4, 16)]
@@ -93,8 +100,8 @@ def others(readout):
 class Task:
     """What is fine-tuned on what, with which methods at which learning rates.
 
-    `test` is a file of its own, or None where the test frames follow the others in `train`. `batch`
-    is that of the CPU, where it is not the profile's.
+    `test` is a file of its own, or None where all three splits are drawn from `train`. `batch` is
+    that of the CPU, where it is not the profile's.
     """
 
     name: str
@@ -120,6 +127,7 @@ class Task:
         if self.test is None:
             # A set of one file gives as many of each as its length allows.
             few, some = min(few, len(frames) // 2), min(some, len(frames) // 5)
+            frames = [frames[i] for i in np.random.default_rng(0).permutation(len(frames))]
             test = frames[few + some :][:most]
         else:
             test = ase.io.read(DATA / self.dataset / self.test, index=f":{most}")
@@ -189,7 +197,7 @@ TASKS = {
         ),
         Task(
             "mace-3bpa", _SMALL_MACE, "3bpa",
-            "The small MACE of benchmarks/pretrain_mace.py on 3BPA (300 to 1200 K), a molecule "
+            "The small MACE of benchmarks/pretrain_mace.py on 3BPA (300 K), a molecule "
             "that it has not seen, at another level of theory (ωB97X/6-31G(d))", test=None, **_MORE,
         ),
         Task(

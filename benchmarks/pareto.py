@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import typer
 from matplotlib.ticker import LogFormatter, NullFormatter
-from methods import HERE, LEVELS, SEEDS, TASKS, Runs, read_rows, settings
+from methods import HERE, LEVELS, SEEDS, TASKS, Runs, label, read_rows, settings
 
 RESULTS = HERE / "results"
 METRICS = {"energy_mae": "E", "forces_mae": "F"}
@@ -88,8 +88,7 @@ def draw_pareto(axes, task, found):
     for (method, chosen), group in found.items():
         if group["updated"].isna().any():
             error = group["test_forces_mae"].mean()
-            label = " ".join([method, *chosen.strip("{}").split('"')]).strip()
-            axes.axhline(error, color="0.3", lw=1, ls=next(styles), label=label)
+            axes.axhline(error, color="0.3", lw=1, ls=next(styles), label=label(method, chosen))
     for number, (method, marker) in enumerate(MARKERS.items()):
         mine = [
             g for (name, _), g in found.items() if name == method and g["updated"].notna().all()
