@@ -3,8 +3,9 @@
     .venv-mace/bin/python benchmarks/convergence.py run mace-ethanol --jobs 2
     .venv-mace/bin/python benchmarks/convergence.py figures   # benchmarks/results/convergence.png
 
-Trained as by benchmarks/methods.py, at the learning rates that it chose. `run` resumes where it
-stopped; each validation is a row of benchmarks/results/convergence.csv.
+Trained as by benchmarks/methods.py, at the learning rates that it chose, and validated after every
+epoch. `run` resumes where it stopped; each validation is a row of
+benchmarks/results/convergence.csv.
 """
 
 import json
@@ -45,7 +46,7 @@ def one_run(name, method, chosen, lr, seed):
     with tempfile.TemporaryDirectory() as there:
         folder = Path(there)
         splits, said = task.prepare(folder), json.loads(chosen or "{}")
-        out = finetuned(task, method, said, lr, seed, splits, folder).out
+        out = finetuned(task, method, said, lr, seed, splits, folder, valid_every=1).out
         metrics = pd.read_csv(out / "metrics.csv")
     seen = metrics.dropna(subset=["valid/forces_mae"])
     return pd.DataFrame(
