@@ -121,7 +121,7 @@ def test_bad_frames(change, says, finetune, tmp_path):
 
 
 def test_a_model_that_cannot_evaluate_isolated_atoms(finetune, data_files, tmp_path, monkeypatch):
-    from e3sparse.training import run as module
+    from e3sparse.training import energy_zero as module
 
     def nan_when_alone(potential, frames):
         found = predict(potential, frames)
