@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 import typer
+from matplotlib.ticker import LogFormatter
 from methods import HERE, SEEDS, TASKS, commit, finetuned, label, rate_of, settings
 
 CSV = HERE / "results" / "convergence.csv"
@@ -110,6 +111,7 @@ def figures():
                 by_step.index, by_step["min"], by_step["max"], color=f"C{number}", alpha=0.2, lw=0
             )
         axes.set(yscale="log", xlabel="step", ylabel="force MAE on validation (meV/Å)", title=task)
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         axes.legend(fontsize=7)
     fig.savefig(CSV.with_name("convergence.png"), dpi=150)
 
