@@ -408,9 +408,9 @@ MUTANTS = (
     Mutant(
         "save the best model after the averaged weights have gone",
         f"{CORE}/training/run.py",
-        'monitor="valid/score",\n            enable_version_counter=False,\n            '
+        "monitor=_SCORE,\n            enable_version_counter=False,\n            "
         "save_on_train_epoch_end=False",
-        'monitor="valid/score",\n            enable_version_counter=False,\n            '
+        "monitor=_SCORE,\n            enable_version_counter=False,\n            "
         "save_on_train_epoch_end=True",
         "tests/sevennet/test_training.py",
     ),

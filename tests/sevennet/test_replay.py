@@ -22,8 +22,10 @@ from e3sparse.training.run import finetune
 def config(tiny_checkpoint, data_files, out, **values):
     defaults = {
         "max_steps": 12, "batch_size": 4, "device": "cpu", "dtype": "float64",
-        "replay": "auto", "replay_structures": 12,
+        "replay": "auto",
     }  # fmt: skip
+    if values.get("replay", "auto") == "auto":
+        defaults["replay_structures"] = 12
     return make_config(
         {"model": str(tiny_checkpoint), "out": out, **data_files, **defaults, **values}
     )
@@ -92,13 +94,13 @@ def test_batches_depend_on_seed_step_and_rank_alone(asked, tiny_checkpoint):
 
 @pytest.mark.parametrize("method", ["full", "dense", "budget"])
 def test_replay_keeps_the_model_near_the_base(method, asked, tiny_checkpoint, data_files, tmp_path):
-    away = {}
+    away, more = {}, {"replay_structures": 64}
     unseen = frames_of(asked.model_copy(update={"seed": 7}), load(tiny_checkpoint, torch.float64))
     for weight in (None, 10.0):
         asked = config(
             tiny_checkpoint, data_files, tmp_path / str(weight), method=method, max_steps=40,
-            lr=3e-2, replay_structures=64, targets="all",
-            **({"replay": None} if weight is None else {"replay_weight": weight}),
+            lr=3e-2, targets="all",
+            **({"replay": None} if weight is None else more | {"replay_weight": weight}),
         )  # fmt: skip
         out = finetune(asked).out
         away[weight] = drift(load(out / "model.pth", torch.float64), unseen)
