@@ -138,7 +138,7 @@ class Task:
 
     def batch_size(self, profile):
         """Return how many frames a step sees."""
-        return self.batch if self.batch and profile == CPU else profile.batch
+        return self.batch if self.batch and profile.device == "cpu" else profile.batch
 
 
 _SMALL_MACE = str((MODELS / "mace_rmd17.model").relative_to(HERE.parent))
