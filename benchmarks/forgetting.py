@@ -81,9 +81,9 @@ RUNS = [
     ("budget", BUDGET, 0.0),
     ("budget", settings(target_sparsity=0.995), 0.0),
     ("budget", BUDGET, 0.1),
-    ("budget", BUDGET, 0.3),
     ("full", "", 0.1),
     ("low_rank", settings(rank=16), 0.1),
+    ("budget", BUDGET, 0.3),
 ]
 NVE_RUNS = [("full", "", 0.0), ("low_rank", settings(rank=16), 0.0), ("budget", BUDGET, 0.0)]
 

@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from math import isfinite
 from multiprocessing import get_context
@@ -100,8 +100,8 @@ def others(readout):
 class Task:
     """What is fine-tuned on what, with which methods at which learning rates.
 
-    `test` is a file of its own, or None where all three splits are drawn from `train`. `batch` is
-    that of the CPU, where it is not the profile's.
+    `test` is a file of its own, or None where all three splits are drawn from `train`. `on_cpu` is
+    what the profile of the CPU has otherwise for this task.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Task:
     about: str
     train: str = "train.xyz"
     test: str | None = "test.xyz"
-    batch: int | None = None
+    on_cpu: dict[str, object] = field(default_factory=dict)
     levels: dict[float, float] = field(default_factory=lambda: LEVELS)
     grids: dict[tuple[str, str], tuple[float, ...]] = field(
         default_factory=lambda: {
@@ -122,7 +122,7 @@ class Task:
 
     def prepare(self, folder, profile=CPU):
         """Write the three splits; returns their paths."""
-        few, some, most = profile.frames
+        few, some, most = self.at(profile).frames
         frames = ase.io.read(DATA / self.dataset / self.train, index=":")
         if self.test is None:
             # A set of one file gives as many of each as its length allows.
@@ -136,9 +136,9 @@ class Task:
             ase.io.write(folder / f"{name}.xyz", split)
         return {name: folder / f"{name}.xyz" for name in splits}
 
-    def batch_size(self, profile):
-        """Return how many frames a step sees."""
-        return self.batch if self.batch and profile.device == "cpu" else profile.batch
+    def at(self, profile):
+        """Return a profile as this task has it."""
+        return replace(profile, **self.on_cpu) if profile.device == "cpu" else profile
 
 
 _SMALL_MACE = str((MODELS / "mace_rmd17.model").relative_to(HERE.parent))
@@ -158,16 +158,20 @@ _MACE = {
 }
 
 
-def narrow(decays):
-    """Return fewer rates, around those that were best on ethanol, and the λ_τ found there."""
+def narrow(decays, *, slower=()):
+    """Return fewer rates, around those that were best on ethanol, and the λ_τ found there.
+
+    `slower`: what to multiply each method's lowest rate by as well, for batches of one frame.
+    """
+    grids = {
+        FULL: (3e-3, 1e-2),
+        LOW_RANK: (1e-2, 3e-2),
+        **budget((0.85, 0.97)),
+        **{("soft_threshold", settings(tau_weight_decay=d)): (2e-2, 4e-2) for d in decays},
+    }
     return {
         "levels": {},
-        "grids": {
-            FULL: (3e-3, 1e-2),
-            LOW_RANK: (1e-2, 3e-2),
-            **budget((0.85, 0.97)),
-            **{("soft_threshold", settings(tau_weight_decay=d)): (2e-2, 4e-2) for d in decays},
-        },
+        "grids": {m: (*(min(lrs) * s for s in slower), *lrs) for m, lrs in grids.items()},
     }
 
 
@@ -187,8 +191,8 @@ TASKS = {
         Task(
             "7net-carbon", "7net-0", "carbon_gap20_100",
             "SevenNet-0 on crystals of carbon of 4 atoms at -22 to 131 GPa (LDA), 50 training, 20 "
-            "validation and 30 test frames", train="all.xyz", test=None, batch=1,
-            **narrow((0.1889, 0.8485)),
+            "validation and 30 test frames", train="all.xyz", test=None,
+            on_cpu={"batch": 1}, **narrow((0.1889, 0.8485), slower=(0.25, 0.5)),
         ),
         Task(
             "mace-ethanol", _SMALL_MACE, "rmd17_ethanol",
@@ -209,6 +213,13 @@ TASKS = {
             "mace-acac", _SMALL_MACE, "acac",
             "The small MACE of benchmarks/pretrain_mace.py on acetylacetone at 300 K, a molecule "
             "that it has not seen, at another level of theory (PBE+D3/def2-SVP)", **_MORE,
+        ),
+        Task(
+            "mace-water", _SMALL_MACE, "water_revpbe0d3_fewshot",
+            "The small MACE of benchmarks/pretrain_mace.py on boxes of 64 molecules of water at "
+            "another level of theory (revPBE0-D3), 24 training, 6 validation and 60 test frames",
+            on_cpu={"batch": 1, "steps": 200, "frames": (24, 6, 60)},
+            **narrow((), slower=(0.25, 0.5)),
         ),
         Task(
             "nequip-ethanol", str((MODELS / "nequip_rmd17.nequip.zip").relative_to(HERE.parent)),
@@ -241,6 +252,7 @@ def one_run(task, profile, method, chosen, lr, seed):
     """Fine-tune once; returns a row of the CSV."""
     torch.set_num_threads(1)
     start = time.monotonic()
+    profile = task.at(profile)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         splits = task.prepare(folder, profile)
@@ -249,7 +261,7 @@ def one_run(task, profile, method, chosen, lr, seed):
         errors, sparsity = run(task, profile, method, said, lr, seed, splits, folder)
     row = {
         "dataset": task.dataset, "model": task.model, "method": method, "settings": chosen,
-        "lr": lr, "seed": seed, "steps": profile.steps, "batch_size": task.batch_size(profile),
+        "lr": lr, "seed": seed, "steps": profile.steps, "batch_size": profile.batch,
         "seconds": round(time.monotonic() - start), "device": device_name(profile.device),
         "commit": commit(),
         "layerwise_sparsity": sparsity.layerwise if sparsity else None,
@@ -271,13 +283,13 @@ def with_e3sparse(task, profile, method, chosen, lr, seed, splits, folder):
 
 def finetuned(task, method, chosen, lr, seed, splits, folder, *, profile=CPU, **more):
     """Fine-tune into folder/run, with other settings of a run where there are any."""
-    said = dict(chosen)
+    said, profile = dict(chosen), task.at(profile)
     config = make_config(
         {
             "model": task.model, "method": method, "lr": lr, "seed": seed,
             "device": profile.device, "targets": said.pop("targets", "linear"),
             "method_settings": said, "out": folder / "run", "max_steps": profile.steps,
-            "batch_size": task.batch_size(profile), "valid_every": profile.valid_every,
+            "batch_size": profile.batch, "valid_every": profile.valid_every,
             **splits, **more,
         }
     )  # fmt: skip
