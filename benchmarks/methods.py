@@ -11,7 +11,9 @@ and the 500 epochs of the paper). Each method takes the learning rate of its own
 on validation with seed 0. The published soft threshold cannot be asked for a sparsity: its λ_τ is
 bisected with seed 0 until the sparsity is near the level (at most as far off as LEVELS says, or as
 near as a few tries came), and its learning rate is chosen at the lowest level. Every run, those of
-the grid and the bisection too, is a row of benchmarks/results/methods.csv.
+the grid and the bisection too, is a row of benchmarks/results/methods.csv; its memory is the peak
+resident set of the run's process (the allocator's peak on CUDA), blank for the runs of before it
+was counted.
 """
 
 import json
@@ -29,6 +31,7 @@ from threading import Lock
 from typing import Annotated
 
 import ase.io
+import memory
 import numpy as np
 import pandas as pd
 import torch
@@ -235,7 +238,7 @@ HEADER = (
 
 COLUMNS = [
     *("dataset", "model", "method", "settings", "lr", "seed", "steps", "batch_size", "seconds"),
-    *("device", "commit", "layerwise_sparsity", "updated"),
+    *("memory_mib", "device", "commit", "layerwise_sparsity", "updated"),
     *(
         f"{kind}{split}_{column}"
         for split in ("valid", "test")
@@ -252,6 +255,7 @@ def one_run(task, profile, method, chosen, lr, seed):
     torch.set_num_threads(1)
     start = time.monotonic()
     profile = task.at(profile)
+    memory.restart(profile.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         splits = task.prepare(folder, profile)
@@ -261,8 +265,9 @@ def one_run(task, profile, method, chosen, lr, seed):
     row = {
         "dataset": task.dataset, "model": task.model, "method": method, "settings": chosen,
         "lr": lr, "seed": seed, "steps": profile.steps, "batch_size": profile.batch,
-        "seconds": round(time.monotonic() - start), "device": device_name(profile.device),
-        "commit": commit(),
+        "seconds": round(time.monotonic() - start),
+        "memory_mib": round(memory.peak(profile.device) / 2**20),
+        "device": device_name(profile.device), "commit": commit(),
         "layerwise_sparsity": sparsity.layerwise if sparsity else None,
         "updated": sparsity.updated if sparsity else None,
     }  # fmt: skip
@@ -327,7 +332,10 @@ class Runs:
         self.task, self.profile = task, profile
         self.rows = read_rows(profile).to_dict("records") if profile.csv.exists() else []
         self.lock = Lock()
-        self.pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+        # A process for each run, so that its peak of memory is its own.
+        self.pool = ProcessPoolExecutor(
+            jobs, mp_context=get_context("spawn"), max_tasks_per_child=1
+        )
 
     def get(self, wanted):
         """Return the rows of (method, settings, lr, seed) tuples, running those that lack."""
