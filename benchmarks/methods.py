@@ -89,11 +89,13 @@ def budget(levels, rates=(4e-2, 8e-2)):
     return {("budget", settings(target_sparsity=s)): rates for s in levels}
 
 
+SCRATCH = {("scratch", ""): (3e-3, 1e-2)}
+
+
 def others(readout):
-    """Return the grid of what needs no sparse training: scratch, the readout alone, fixed masks."""
+    """Return the grid of what chooses no entries while it trains: the readout, fixed masks."""
     masks = [{}, {"score": "fisher"}]
     return {
-        ("scratch", ""): (3e-3, 1e-2),
         ("dense", settings(targets=readout)): (1e-2, 3e-2),
         **{("fixed_mask", settings(target_sparsity=0.97, **mask)): (4e-2, 8e-2) for mask in masks},
     }
@@ -114,14 +116,8 @@ class Task:
     train: str = "train.xyz"
     test: str | None = "test.xyz"
     on_cpu: dict[str, object] = field(default_factory=dict)
-    levels: dict[float, float] = field(default_factory=lambda: LEVELS)
-    grids: dict[tuple[str, str], tuple[float, ...]] = field(
-        default_factory=lambda: {
-            FULL: (1e-3, 3e-3, 1e-2),
-            LOW_RANK: (3e-3, 1e-2, 3e-2),
-            **budget(LEVELS),
-        }
-    )
+    levels: dict[float, float] = field(default_factory=dict)
+    grids: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
 
     def prepare(self, folder, profile=CPU):
         """Write the three splits; returns their paths."""
@@ -156,7 +152,18 @@ _MACE = {
             ("budget", settings(targets=t, target_sparsity=0.85)): (4e-2, 8e-2)
             for t in ("last", "all")
         },
+        **SCRATCH,
         **others("*readouts*"),
+    },
+}
+_SEVENNET = {
+    "levels": LEVELS,
+    "grids": {
+        FULL: (1e-3, 3e-3, 1e-2),
+        LOW_RANK: (3e-3, 1e-2, 3e-2),
+        **budget(LEVELS),
+        **SCRATCH,
+        **others("reduce_*"),
     },
 }
 
@@ -185,12 +192,15 @@ _NEQUIP = {
         FULL: (3e-3, 1e-2, 3e-2),
         LOW_RANK: (1e-2, 3e-2, 1e-1),
         **budget((0.85, 0.97), (4e-2, 8e-2, 1.6e-1)),
+        **others("*readout*"),
     },
 }
 TASKS = {
     task.name: task
     for task in (
-        Task("7net-ethanol", "7net-0", "rmd17_ethanol", "SevenNet-0 on rMD17 ethanol"),
+        Task(
+            "7net-ethanol", "7net-0", "rmd17_ethanol", "SevenNet-0 on rMD17 ethanol", **_SEVENNET
+        ),
         Task(
             "7net-malonaldehyde", "7net-0", "rmd17_malonaldehyde",
             "SevenNet-0 on rMD17 malonaldehyde", **narrow((0.1889, 0.8485)),
