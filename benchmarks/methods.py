@@ -84,7 +84,7 @@ LOW_RANK = ("low_rank", settings(rank=16))
 MACE_LORA = [("mace_lora", settings(rank=r)) for r in (4, 16)]
 
 
-def budget(levels, rates=(4e-2, 8e-2)):
+def budget(levels, rates=(1e-2, 1.5e-2, 2.5e-2)):
     """Return the grid of the budget method."""
     return {("budget", settings(target_sparsity=s)): rates for s in levels}
 
@@ -147,9 +147,9 @@ _MACE = {
         FULL: (3e-3, 1e-2, 3e-2),
         LOW_RANK: (1e-2, 3e-2, 1e-1),
         **dict.fromkeys(MACE_LORA, (3e-2, 1e-1, 3e-1, 1.0)),
-        **budget((0.85, 0.97), (4e-2, 8e-2, 1.6e-1)),
+        **budget((0.85, 0.97)),
         **{
-            ("budget", settings(targets=t, target_sparsity=0.85)): (4e-2, 8e-2)
+            ("budget", settings(targets=t, target_sparsity=0.85)): (1.5e-2, 2.5e-2)
             for t in ("last", "all")
         },
         **SCRATCH,
@@ -162,8 +162,6 @@ _SEVENNET = {
         FULL: (1e-3, 3e-3, 1e-2),
         LOW_RANK: (3e-3, 1e-2, 3e-2),
         **budget(LEVELS),
-        **SCRATCH,
-        **others("reduce_*"),
     },
 }
 
@@ -191,7 +189,7 @@ _NEQUIP = {
     "grids": {
         FULL: (3e-3, 1e-2, 3e-2),
         LOW_RANK: (1e-2, 3e-2, 1e-1),
-        **budget((0.85, 0.97), (4e-2, 8e-2, 1.6e-1)),
+        **budget((0.85, 0.97)),
         **others("*readout*"),
     },
 }

@@ -17,6 +17,9 @@ from e3sparse.paths import Layout, Species
 from e3sparse.sparsity import LayerRow, Sparsity, Summary
 from e3sparse.state import Record, State
 
+RATE = "e3sparse_rate"
+"""Key of an optimizer group: what its learning rate has been multiplied by."""
+
 
 class Adapter:
     """One named delta on a model: what `patch` and `load` return.
@@ -122,7 +125,9 @@ class Adapter:
         """Return optimizer groups, with the learning rates and decays that the method wants."""
         return self.method.param_groups(list(self.deltas().values()), lr)
 
-    def step(self, progress: float | None = None) -> None:
+    def step(
+        self, progress: float | None = None, *, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
         """Follow the method's schedule. Call it after each optimizer step.
 
         Parameters
@@ -130,6 +135,10 @@ class Adapter:
         progress
             Share of the training that is done, from 0 to 1; counted from the calls if `patch` was
             given `total_steps`.
+        optimizer
+            What trains the deltas. The learning rates of its groups that hold them follow the
+            method, on top of what a scheduler multiplies them by; a scheduler that sets them anew,
+            such as LambdaLR, undoes that. Without it the learning rates stay as they are.
         """
         record = self._record
         record.steps += 1
@@ -147,6 +156,16 @@ class Adapter:
         record.method.step(list(self.deltas().values()), record.steps, record.progress)
         if self.settled and not was_settled:
             self.refresh()
+        if optimizer is not None:
+            self._set_rates(optimizer)
+
+    def _set_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        rate, mine = self.method.rate(self.progress), {id(p) for p in self.parameters()}
+        for group in optimizer.param_groups:
+            if any(id(p) in mine for p in group["params"]):
+                # Kept in the group, so that it is in the optimizer's state like the rate itself.
+                group["lr"] *= rate / group.get(RATE, 1.0)
+                group[RATE] = rate
 
     def resume_at(self, steps: int, progress: float) -> None:
         """Set the schedule to where a resumed training stands, without touching the deltas."""

@@ -81,6 +81,10 @@ class Method(BaseModel, ABC):
     def refresh(self, deltas: Sequence[Delta], progress: float) -> None:
         """Derive anew whatever is derived from the parameters, which have been exchanged."""
 
+    def rate(self, progress: float) -> float:
+        """Return by what the learning rates of `param_groups` are multiplied at `progress`."""
+        return 1.0
+
     def settled(self, progress: float) -> bool:
         """Whether the schedule has come to the final sparsity at `progress`."""
         return True

@@ -67,6 +67,10 @@ class Budget(Method):
     gradient still reaches it, so that it comes back if it keeps being pushed one way. Species that
     no frame contains get no gradient and stay at 0.
 
+    The learning rate is that of the start, when all entries are trained. It grows as a power of the
+    share of entries that are left: by `growth` of 1/2 a step of Adam is as long at the end as at
+    the start, though fewer entries make it.
+
     Attributes
     ----------
     target_sparsity
@@ -78,16 +82,19 @@ class Budget(Method):
         Steps between two choices of the kept entries.
     weight_decay
         Decay of v.
+    growth
+        The learning rate is multiplied by the kept share to the power of -`growth`, if
+        `Adapter.step` is given the optimizer; 0 leaves it as it is.
     """
 
     name: ClassVar[str] = "budget"
-    default_lr: ClassVar[float] = 4e-2
 
     target_sparsity: float = Field(0.97, ge=0, lt=1)
     warmup: float = Field(0.05, ge=0, le=1)
     ramp_end: float = Field(0.8, gt=0, le=1)
     every: int = Field(10, ge=1)
     weight_decay: float = Field(0.0, ge=0)
+    growth: float = Field(0.5, ge=0, le=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> "Budget":
@@ -111,6 +118,10 @@ class Budget(Method):
         done = (progress - self.warmup) / (self.ramp_end - self.warmup)
         left = 1 - min(max(done, 0.0), 1.0)
         return self.target_sparsity * (1 - left**3)
+
+    def rate(self, progress: float) -> float:
+        kept = 1 - self.sparsity_at(progress)
+        return float(kept**-self.growth)
 
     def settled(self, progress: float) -> bool:
         return progress >= self.ramp_end

@@ -106,7 +106,7 @@ class FineTuning(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
         if self.adapter is not None:
-            self.adapter.step(self._progress())
+            self.adapter.step(self._progress(), optimizer=self.trainer.optimizers[0])
         # Lightning validates when it is told to stop, but not where its steps run out: the end of
         # the training, the only time of the final sparsity perhaps, would not count.
         if self.trainer.global_step == int(self.trainer.estimated_stepping_batches):

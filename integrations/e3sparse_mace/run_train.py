@@ -191,7 +191,7 @@ class SparseTraining:
         state = optimizer.state[group["params"][0]]
         steps = int(state["step"] if "step" in state else group["k"])
         self.adapter.resume_at(steps - 1, (steps - 1) / self.total_steps)
-        self.adapter.step(min(1.0, steps / self.total_steps))
+        self.adapter.step(min(1.0, steps / self.total_steps), optimizer=optimizer)
 
     def train(self, train: Callable[..., Any], options: dict[str, Any]) -> Any:
         """Train as MACE does, to the last epoch: the delta is sparse at the end only.

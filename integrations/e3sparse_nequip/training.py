@@ -179,7 +179,7 @@ class SparseMixin(NequIPLightningModule):
         super().optimizer_step(*args, **kwargs)
         for adapter in self.adapters().values():
             # Lightning counts the step when this has returned.
-            adapter.step(self._progress(ahead=1))
+            adapter.step(self._progress(ahead=1), optimizer=self.trainer.optimizers[0])
 
     def _progress(self, ahead: int = 0) -> float:
         return (self.trainer.global_step + ahead) / self._steps() if self._scheduled else 0.0
