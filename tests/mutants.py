@@ -36,6 +36,20 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "multiply the learning rate by the growth of all steps",
+        f"{CORE}/adapter.py",
+        'group["lr"] *= rate / group.get(RATE, 1.0)',
+        'group["lr"] *= rate',
+        "tests/core/test_budget.py",
+    ),
+    Mutant(
+        "train with the learning rate of the start",
+        f"{CORE}/training/module.py",
+        "self.adapter.step(self._progress(), optimizer=self.trainer.optimizers[0])",
+        "self.adapter.step(self._progress())",
+        "tests/sevennet/test_training.py",
+    ),
+    Mutant(
         "transpose the blocks of a linear layer",
         f"{CORE}/paths.py",
         "shape=tuple(ins.path_shape),\n                start=start,\n"

@@ -232,3 +232,72 @@ def test_a_loaded_adapter_stays_on_its_support(tmp_path):
     adapter.refresh()
     for path, value in adapter.values().items():
         assert torch.equal(value != 0, supports[path])
+
+
+# The learning rate ---------------------------------------------------------------------------
+
+
+@given(sparsities, st.floats(0, 1), st.floats(0, 1))
+def test_a_step_of_adam_stays_as_long_as_it_was(sparsity, growth, progress):
+    method = Budget(target_sparsity=sparsity, growth=growth)
+    entries, kept = 1000.0, 1000.0 * (1 - method.sparsity_at(progress))
+    # Every entry moves by the learning rate.
+    length = method.rate(progress) * kept**0.5
+    if growth == 0.5:
+        assert length == pytest.approx(entries**0.5)
+    assert method.rate(0.0) == 1
+    assert 1 <= method.rate(progress) <= method.rate(1.0)
+    assert Budget(target_sparsity=sparsity, growth=0).rate(progress) == 1
+
+
+def drive(adapter, optimizer, steps, scheduler=None):
+    """Train towards 1; returns the learning rates of each step."""
+    rates = []
+    for _ in range(steps):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.zero_grad()
+        sum((delta() - 1.0).square().sum() for delta in adapter.deltas().values()).backward()
+        optimizer.step()
+        adapter.step(optimizer=optimizer)
+        if scheduler is not None:
+            scheduler.step()
+    return rates
+
+
+def with_optimizer(**settings):
+    """Return an adapter of 20 steps, AdamW of it and of one more parameter, and that parameter."""
+    other = nn.Parameter(torch.zeros(3))
+    adapter = patch(network(), "all", total_steps=20, **settings)
+    groups = [*adapter.param_groups(lr=0.01), {"params": [other], "lr": 0.2}]
+    return adapter, torch.optim.AdamW(groups)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.9])
+def test_the_learning_rate_of_the_delta_follows_and_no_other(decay):
+    adapter, optimizer = with_optimizer(method="budget", target_sparsity=0.96)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, decay)
+    for step, (mine, other) in enumerate(drive(adapter, optimizer, 20, scheduler)):
+        assert mine == pytest.approx(0.01 * decay**step * adapter.method.rate(step / 20))
+        assert other == pytest.approx(0.2 * decay**step)
+    assert mine == pytest.approx(0.05 * decay**19)
+
+
+def test_learning_rates_are_left_alone_by_other_methods_and_without_the_optimizer():
+    for settings in ({"method": "dense"}, {"method": "budget", "growth": 0}):
+        adapter, optimizer = with_optimizer(**settings)
+        assert drive(adapter, optimizer, 20) == [[0.01, 0.2]] * 20
+    adapter, optimizer = with_optimizer(method="budget")
+    adapter.step(1.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.2]
+
+
+def test_the_learning_rate_goes_on_from_a_saved_optimizer():
+    adapter, optimizer = with_optimizer(method="budget", target_sparsity=0.96)
+    rates = drive(adapter, optimizer, 20)
+    adapter, optimizer = with_optimizer(method="budget", target_sparsity=0.96)
+    drive(adapter, optimizer, 8)
+    saved = optimizer.state_dict()
+    again, resumed = with_optimizer(method="budget", target_sparsity=0.96)
+    resumed.load_state_dict(saved)
+    again.resume_at(8, 8 / 20)
+    assert drive(again, resumed, 12) == rates[8:]

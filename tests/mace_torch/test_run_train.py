@@ -114,6 +114,8 @@ def test_trains_saves_and_merges(train, tiny_file, data_files, tmp_path):
     merged, folder = merged_and_adapted(tmp_path)
     updated, entries = counts(folder)
     assert updated == round(0.1 * entries)
+    last = torch.load(tmp_path / "checkpoints" / "sparse_run-1_epoch-5.pt", weights_only=False)
+    assert last["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.01 * 0.1**-0.5)
     model = torch.load(merged, weights_only=False)
     assert not e3sparse.adapters(model)
     assert all(p.requires_grad for p in model.parameters())

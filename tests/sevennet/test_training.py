@@ -104,6 +104,20 @@ def test_budget_meets_its_target_exactly(tiny_checkpoint, data_files, tmp_path):
     assert sparsity.updated == round(0.25 * sparsity.entries)
 
 
+@pytest.mark.parametrize("optimizer", ["schedule_free", "sgd"])
+def test_the_learning_rate_of_a_budget_grows_as_entries_go(
+    optimizer, tiny_checkpoint, data_files, tmp_path
+):
+    made = config(
+        tiny_checkpoint, data_files, tmp_path / "run", optimizer=optimizer, lr=1e-4,
+        method_settings={"target_sparsity": 0.75},
+    )  # fmt: skip
+    finetune(made)
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)
+    (group,) = last["optimizer_states"][0]["param_groups"]
+    assert group["lr"] == pytest.approx(2e-4)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_elements_outside_the_training_set_are_untouched(
     optimizer, tiny_checkpoint, data_files, tmp_path
