@@ -84,7 +84,7 @@ LOW_RANK = ("low_rank", settings(rank=16))
 MACE_LORA = [("mace_lora", settings(rank=r)) for r in (4, 16)]
 
 
-def budget(levels, rates=(1e-2, 1.5e-2, 2.5e-2)):
+def budget(levels, rates=(1.5e-2, 2.5e-2, 4e-2)):
     """Return the grid of the budget method."""
     return {("budget", settings(target_sparsity=s)): rates for s in levels}
 
@@ -141,17 +141,15 @@ class Task:
 
 
 _SMALL_MACE = str((MODELS / "mace_rmd17.model").relative_to(HERE.parent))
+_RATES = (1.5e-2, 2.5e-2, 4e-2, 6e-2)
 _MACE = {
     "levels": {s: LEVELS[s] for s in (0.85, 0.97)},
     "grids": {
         FULL: (3e-3, 1e-2, 3e-2),
         LOW_RANK: (1e-2, 3e-2, 1e-1),
         **dict.fromkeys(MACE_LORA, (3e-2, 1e-1, 3e-1, 1.0)),
-        **budget((0.85, 0.97)),
-        **{
-            ("budget", settings(targets=t, target_sparsity=0.85)): (1.5e-2, 2.5e-2)
-            for t in ("last", "all")
-        },
+        **budget((0.85, 0.97), _RATES),
+        **{("budget", settings(targets=t, target_sparsity=0.85)): _RATES for t in ("last", "all")},
         **SCRATCH,
         **others("*readouts*"),
     },
@@ -161,7 +159,7 @@ _SEVENNET = {
     "grids": {
         FULL: (1e-3, 3e-3, 1e-2),
         LOW_RANK: (3e-3, 1e-2, 3e-2),
-        **budget(LEVELS),
+        **budget(LEVELS, (1e-2, 1.5e-2, 2.5e-2)),
     },
 }
 
@@ -189,7 +187,7 @@ _NEQUIP = {
     "grids": {
         FULL: (3e-3, 1e-2, 3e-2),
         LOW_RANK: (1e-2, 3e-2, 1e-1),
-        **budget((0.85, 0.97)),
+        **budget((0.85, 0.97), _RATES),
         **others("*readout*"),
     },
 }
