@@ -188,7 +188,6 @@ _NEQUIP = {
         FULL: (3e-3, 1e-2, 3e-2),
         LOW_RANK: (1e-2, 3e-2, 1e-1),
         **budget((0.85, 0.97), _RATES),
-        **others("*readout*"),
     },
 }
 TASKS = {
