@@ -8,12 +8,13 @@
 `run` resumes where it stopped. Data: ../shared/data or the folder E3SPARSE_DATA; 200 training, 50
 validation and 200 test frames (950, 50 and 1,000 with the profile gpu, which has the batch of 64
 and the 500 epochs of the paper). Each method takes the learning rate of its own grid that is best
-on validation with seed 0. The published soft threshold cannot be asked for a sparsity: its λ_τ is
-bisected with seed 0 until the sparsity is near the level (at most as far off as LEVELS says, or as
-near as a few tries came), and its learning rate is chosen at the lowest level. Every run, those of
-the grid and the bisection too, is a row of benchmarks/results/methods.csv; its memory is the peak
-resident set of the run's process (the allocator's peak on CUDA), blank for the runs of before it
-was counted.
+on validation with seed 0, or the next best where another seed fails at it. The published soft
+threshold cannot be asked for a sparsity: its λ_τ is bisected with seed 0 until the sparsity is near
+the level (at most as far off as LEVELS says, or as near as a few tries came), and its learning rate
+is chosen at the lowest level. Every run, those of the grid and the bisection too, is a row of
+benchmarks/results/methods.csv; its memory is the peak resident set of the run's process (the
+allocator's peak on CUDA), blank for the runs of before it was counted. A budget with `growth` 0 has
+a learning rate that stays as it is.
 """
 
 import json
@@ -45,6 +46,7 @@ MODELS = HERE / "models"
 DATA = Path(os.environ.get("E3SPARSE_DATA", HERE.parents[1] / "shared" / "data"))
 SEEDS = (0, 1, 2)
 LEVELS = {0.85: 0.01, 0.97: 0.005, 0.995: 0.002}  # sparsity, and how near is near
+FAILED = 2.0  # times the validation error of seed 0
 SOFT_LRS, SOFT_RANGE, SOFT_TRIES = (1e-2, 4e-2), (0.1, 20.0), 4
 
 
@@ -84,7 +86,7 @@ LOW_RANK = ("low_rank", settings(rank=16))
 MACE_LORA = [("mace_lora", settings(rank=r)) for r in (4, 16)]
 
 
-def budget(levels, rates=(1.5e-2, 2.5e-2, 4e-2)):
+def budget(levels, rates=(1e-2, 1.5e-2, 3e-2)):
     """Return the grid of the budget method."""
     return {("budget", settings(target_sparsity=s)): rates for s in levels}
 
@@ -141,7 +143,7 @@ class Task:
 
 
 _SMALL_MACE = str((MODELS / "mace_rmd17.model").relative_to(HERE.parent))
-_RATES = (1.5e-2, 2.5e-2, 4e-2, 6e-2)
+_RATES = (1.5e-2, 3e-2, 5e-2)
 _MACE = {
     "levels": {s: LEVELS[s] for s in (0.85, 0.97)},
     "grids": {
@@ -159,7 +161,7 @@ _SEVENNET = {
     "grids": {
         FULL: (1e-3, 3e-3, 1e-2),
         LOW_RANK: (3e-3, 1e-2, 3e-2),
-        **budget(LEVELS, (1e-2, 1.5e-2, 2.5e-2)),
+        **budget(LEVELS, (7e-3, 1e-2, 1.5e-2)),
     },
 }
 
@@ -204,7 +206,7 @@ TASKS = {
             "7net-carbon", "7net-0", "carbon_gap20_100",
             "SevenNet-0 on crystals of carbon of 4 atoms at -22 to 131 GPa (LDA), 50 training, 20 "
             "validation and 30 test frames", train="all.xyz", test=None,
-            on_cpu={"batch": 1}, **narrow((0.1889, 0.8485), slower=(0.25, 0.5)),
+            on_cpu={"batch": 1}, **narrow((0.1889, 0.8485), slower=(0.5,)),
         ),
         Task(
             "mace-ethanol", _SMALL_MACE, "rmd17_ethanol",
@@ -376,10 +378,34 @@ def rate_of(task, method, chosen):
     """Return the learning rate that `run` chose for a method; None if it did not run it."""
     rows = read_rows()
     mine = rows[
-        (rows["dataset"] == task.dataset) & (rows["model"] == task.model) & (rows["seed"] == 0)
+        (rows["dataset"] == task.dataset) & (rows["model"] == task.model)
         & (rows["method"] == method) & (rows["settings"] == chosen)
     ]  # fmt: skip
-    return None if mine.empty else float(mine.loc[mine["valid_forces_mae"].idxmin(), "lr"])
+    best = best_group(mine)
+    return None if best is None else float(best["lr"].iloc[0])
+
+
+def best_group(rows):
+    """Return the runs of a method at its best rate, of those that have all seeds."""
+    whole = [group for _, group in rows.groupby("lr") if len(group) == len(SEEDS)]
+    return min(whole, key=lambda g: g["valid_forces_mae"].mean(), default=None)
+
+
+def by_method(rows):
+    """Return the runs of each method and its settings, the best on validation first."""
+    finished = [row for row in rows if isfinite(row["valid_forces_mae"])]
+    found = {}
+    for row in sorted(finished, key=lambda r: r["valid_forces_mae"]):
+        found.setdefault((row["method"], row["settings"]), []).append(row)
+    return found.values()
+
+
+def repeat_best(runs, tried):
+    """Run all seeds at the best learning rate at which none of them fails."""
+    for row in tried:
+        again = runs.get([(row["method"], row["settings"], row["lr"], seed) for seed in SEEDS])
+        if max(r["valid_forces_mae"] for r in again) < FAILED * row["valid_forces_mae"]:
+            return
 
 
 def soft(weight_decay):
@@ -430,11 +456,8 @@ def run(
     runs = Runs(TASKS[task], jobs, PROFILES[profile])
     grids, levels = runs.task.grids, runs.task.levels
     grid = runs.get([(m, s, lr, 0) for (m, s), lrs in grids.items() for lr in lrs])
-    rates = {}
-    finished = [row for row in grid if isfinite(row["valid_forces_mae"])]
-    for row in sorted(finished, key=lambda r: -r["valid_forces_mae"]):
-        rates[row["method"], row["settings"]] = row["lr"]
-    runs.get([(m, s, lr, seed) for seed in SEEDS for (m, s), lr in rates.items()])
+    with ThreadPoolExecutor() as threads:  # methods do not wait for each other
+        list(threads.map(repeat_best, repeat(runs), by_method(grid)))
     if not levels:
         return
     with ThreadPoolExecutor() as threads:  # bisections do not wait for each other
@@ -475,14 +498,10 @@ def lines(task, rows):
     ]
     zero_shot = rows[["zero_shot_test_energy_mae", "zero_shot_test_forces_mae"]].dropna().iloc[0]
     written.append("| zero-shot | | | | | " + " | ".join(f"{v:.2f}" for v in zero_shot) + " |")
-    complete = rows.groupby(["method", "settings", "lr"]).filter(lambda g: len(g) == len(SEEDS))
-    # A grid that was extended may have left more than one rate with all seeds.
-    groups = [
-        min((group for _, group in same.groupby("lr")), key=lambda g: g["valid_forces_mae"].mean())
-        for _, same in complete.groupby(["method", "settings"])
-    ]
+    groups = [best_group(same) for _, same in rows.groupby(["method", "settings"])]
     for group in sorted(
-        groups, key=lambda g: (g["method"].iloc[0], -g["updated"].fillna(0).mean())
+        (group for group in groups if group is not None),
+        key=lambda g: (g["method"].iloc[0], -g["updated"].fillna(0).mean()),
     ):
         first = group.iloc[0]
         counted = group["updated"].notna().all()

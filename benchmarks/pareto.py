@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import typer
 from matplotlib.ticker import LogFormatter, NullFormatter
-from methods import HERE, LEVELS, SEEDS, TASKS, Runs, label, read_rows, settings
+from methods import HERE, LEVELS, SEEDS, TASKS, Runs, best_group, label, read_rows, settings
 
 RESULTS = HERE / "results"
 METRICS = {"energy_mae": "E", "forces_mae": "F"}
@@ -41,9 +41,9 @@ def groups(rows, task):
     mine = rows[(rows["dataset"] == task.dataset) & (rows["model"] == task.model)]
     found = {}
     for key, same in mine.groupby(["method", "settings"]):
-        whole = [g for _, g in same.groupby("lr") if len(g) == len(SEEDS)]
-        if whole:
-            found[key] = min(whole, key=lambda g: g["valid_forces_mae"].mean())
+        best = best_group(same)
+        if best is not None:
+            found[key] = best
     return found
 
 

@@ -94,7 +94,7 @@ def runs(targets, rates, decay):
     """Return the settings of all runs of a task."""
     budget = {
         "method": "budget", "lr": rates["budget"], "targets": targets,
-        "method_settings": {"target_sparsity": SPARSITY, "growth": 0},
+        "method_settings": {"target_sparsity": SPARSITY, "growth": 0, "beta2": 0.999},
     }  # fmt: skip
     soft = {"tau_weight_decay": decay}
     return {

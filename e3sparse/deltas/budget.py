@@ -85,6 +85,9 @@ class Budget(Method):
     growth
         The learning rate is multiplied by the kept share to the power of -`growth`, if
         `Adapter.step` is given the optimizer; 0 leaves it as it is.
+    beta2
+        Of an Adam: how slowly it forgets the squares of gradients. At 0.999 it learns too late that
+        they have grown, which a learning rate that grows does not forgive.
     """
 
     name: ClassVar[str] = "budget"
@@ -95,6 +98,7 @@ class Budget(Method):
     every: int = Field(10, ge=1)
     weight_decay: float = Field(0.0, ge=0)
     growth: float = Field(0.5, ge=0, le=1)
+    beta2: float = Field(0.99, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> "Budget":
@@ -107,7 +111,8 @@ class Budget(Method):
 
     def param_groups(self, deltas: Sequence[Delta], lr: float) -> list[ParamGroup]:
         params = [p for delta in deltas for p in delta.parameters()]
-        return [{"params": params, "lr": lr, "weight_decay": self.weight_decay}]
+        betas = (0.9, self.beta2)
+        return [{"params": params, "lr": lr, "weight_decay": self.weight_decay, "betas": betas}]
 
     @property
     def scheduled(self) -> bool:

@@ -282,6 +282,11 @@ def test_the_learning_rate_of_the_delta_follows_and_no_other(decay):
     assert mine == pytest.approx(0.05 * decay**19)
 
 
+def test_an_adam_forgets_squares_as_the_method_says():
+    adapter, optimizer = with_optimizer(method="budget", beta2=0.9)
+    assert [group["betas"] for group in optimizer.param_groups] == [(0.9, 0.9), (0.9, 0.999)]
+
+
 def test_learning_rates_are_left_alone_by_other_methods_and_without_the_optimizer():
     for settings in ({"method": "dense"}, {"method": "budget", "growth": 0}):
         adapter, optimizer = with_optimizer(**settings)
