@@ -176,6 +176,11 @@ class SparseTraining:
                 "the gradient, which --optimizer=adam, MACE's default, has not: add "
                 "--optimizer=adamw or --optimizer=schedulefree."
             )
+        schedule_free = args.optimizer == "schedulefree"
+        first = args.beta1_schedulefree if schedule_free else args.beta
+        for group in groups:
+            if "betas" in group:
+                group["betas"] = (first, group["betas"][1])
         return options | {"params": groups}
 
     def get_optimizer(self, args: Namespace, options: dict[str, Any]) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import nn
 
 from e3sparse.adapter import Adapter
-from e3sparse.deltas import make_method
+from e3sparse.deltas import ParamGroup, make_method
 from e3sparse.errors import ConfigError, nearest
 from e3sparse.patching import adapters
 from e3sparse.paths import qualified_name
@@ -30,6 +30,8 @@ SETTLED = "settled/"
 
 _SCATTER = "nequip.nn._tp_scatter_base.TensorProductScatter"
 _FACTORY = "e3sparse_nequip.SparseParamGroups"
+_OF_THE_METHOD = {"weight_decay": "weight_decay", "betas": "beta2"}
+"""Options of an optimizer that a method sets in its groups, and its setting for each."""
 
 
 class SparseSettings(BaseModel):
@@ -126,11 +128,12 @@ class SparseMixin(NequIPLightningModule):
         """Let NequIP make its optimizer over the groups that the method wants."""
         config = self.optimizer_config
         if "param_groups" not in config:
-            if "weight_decay" in config:
-                raise ConfigError(
-                    "The method sets the weight decay of a delta: write sparse.weight_decay, not "
-                    "optimizer.weight_decay."
-                )
+            for option, setting in _OF_THE_METHOD.items():
+                if option in config and any(option in group for group in self._groups()):
+                    raise ConfigError(
+                        f"The method sets the {option} of a delta: write sparse.{setting}, not "
+                        f"optimizer.{option}."
+                    )
             if "lr" not in config:
                 raise ConfigError("optimizer needs 'lr', the learning rate of the delta.")
             groups = {"_target_": _FACTORY, "lr": config["lr"]}
@@ -139,6 +142,9 @@ class SparseMixin(NequIPLightningModule):
             return super().configure_optimizers()
         finally:
             self.optimizer_config = config
+
+    def _groups(self) -> list[ParamGroup]:
+        return [group for a in self.adapters().values() for group in a.param_groups()]
 
     # The schedule -------------------------------------------------------------------------------
 

@@ -283,7 +283,7 @@ def test_the_learning_rate_of_the_delta_follows_and_no_other(decay):
 
 
 def test_an_adam_forgets_squares_as_the_method_says():
-    adapter, optimizer = with_optimizer(method="budget", beta2=0.9)
+    _, optimizer = with_optimizer(method="budget", beta2=0.9)
     assert [group["betas"] for group in optimizer.param_groups] == [(0.9, 0.9), (0.9, 0.999)]
 
 

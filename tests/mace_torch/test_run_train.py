@@ -110,12 +110,15 @@ def assert_merged_is_base_and_adapter(tmp_path, stage="", head=None):
 
 
 def test_trains_saves_and_merges(train, tiny_file, data_files, tmp_path):
-    train("--e3sparse_targets", "linear", "products", "--e3sparse_target_sparsity", "0.9")
+    targets = ("--e3sparse_targets", "linear", "products", "--e3sparse_target_sparsity", "0.9")
+    train(*targets, "--beta", "0.8")
     merged, folder = merged_and_adapted(tmp_path)
     updated, entries = counts(folder)
     assert updated == round(0.1 * entries)
     last = torch.load(tmp_path / "checkpoints" / "sparse_run-1_epoch-5.pt", weights_only=False)
-    assert last["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.01 * 0.1**-0.5)
+    (group,) = last["optimizer"]["param_groups"]
+    assert group["lr"] == pytest.approx(0.01 * 0.1**-0.5)
+    assert group["betas"] == (0.8, 0.99)
     model = torch.load(merged, weights_only=False)
     assert not e3sparse.adapters(model)
     assert all(p.requires_grad for p in model.parameters())

@@ -301,6 +301,7 @@ def test_a_compiled_package(framework, train, tmp_path):
             "calibrated on the data cannot be made by nequip-train",
         ),
         ("+training_module.optimizer.weight_decay=0.1", "write sparse.weight_decay"),
+        ("+training_module.optimizer.betas=[0.9,0.9]", "write sparse.beta2"),
         ("~training_module.optimizer.lr", "optimizer needs 'lr'"),
         ("trainer.max_epochs=-1", "has no end: set max_epochs"),
         (
