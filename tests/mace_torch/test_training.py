@@ -34,7 +34,8 @@ def finetune(run, tiny_file, data_files, tmp_path):
         return run(
             "finetune", "--model", tiny_file, "--train", data_files["train"],
             "--valid", data_files["valid"], "--test", data_files["test"], "--device", "cpu",
-            "--out", tmp_path / out, "--max-steps", 30, "--batch-size", 4, *arguments,
+            "--out", tmp_path / out, "--max-steps", 30, "--batch-size", 4, "--lr", 4e-2,
+            *arguments,
         )  # fmt: skip
 
     return call
