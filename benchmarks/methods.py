@@ -94,6 +94,11 @@ def budget(levels, rates=(1e-2, 1.5e-2, 3e-2)):
 SCRATCH = {("scratch", ""): (3e-3, 1e-2)}
 
 
+def steady(sparsity):
+    """Return the settings of a budget whose learning rate stays as it is."""
+    return settings(target_sparsity=sparsity, growth=0, beta2=0.999)
+
+
 def others(readout):
     """Return the grid of what chooses no entries while it trains: the readout, fixed masks."""
     masks = [{}, {"score": "fisher"}]
