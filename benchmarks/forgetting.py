@@ -39,7 +39,7 @@ from ase import units
 from ase.data import covalent_radii
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from ase.md.verlet import VelocityVerlet
-from methods import CPU, DATA, HERE, SEEDS, commit, finetuned, rate_of, settings, spread, steady
+from methods import CPU, DATA, HERE, SEEDS, commit, finetuned, rate_of, settings, spread
 
 from e3sparse.backends import load_potential
 from e3sparse.calculator import PotentialCalculator
@@ -72,14 +72,14 @@ CRYSTALS = [
     Held("water", "water_revpbe0d3_fewshot/train.xyz", False),
 ]
 HELD = {"mace-ethanol": MOLECULES, "7net-ethanol": CRYSTALS}
-BUDGET = steady(0.97)
+BUDGET = settings(target_sparsity=0.97)
 # Method, settings, and the weight of replay: 0 for none.
 RUNS = [
     ("full", "", 0.0),
     ("low_rank", settings(rank=16), 0.0),
-    ("budget", steady(0.85), 0.0),
+    ("budget", settings(target_sparsity=0.85), 0.0),
     ("budget", BUDGET, 0.0),
-    ("budget", steady(0.995), 0.0),
+    ("budget", settings(target_sparsity=0.995), 0.0),
     ("budget", BUDGET, 0.1),
     ("full", "", 0.1),
     ("low_rank", settings(rank=16), 0.1),
