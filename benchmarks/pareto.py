@@ -31,6 +31,7 @@ SWEEP_TASK, SWEEP_LR = "mace-ethanol", 4e-2
 DECAYS, TARGETS = (0.1, 0.3, 1.0, 3.0, 10.0), ("linear", "fctp", "all")
 COLUMNS = 3  # of panels
 AIM_97, AIM_RATIO, AIM_995 = 0.8, 0.95, 0.5
+AIM_STEP = {"mace": 0.6, "7net": 0.9, "nequip": 0.9}
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -216,6 +217,7 @@ def aims(cells):
             most >= AIM_995,
         )
     yield from forgetting_aims()
+    yield from cost_aims()
 
 
 def forgetting_aims():
@@ -240,6 +242,28 @@ def forgetting_aims():
                 f"{ratio:.2f}",
                 ratio <= 0.5,
             )
+
+
+def cost_aims():
+    """Return a line for each model of benchmarks/costs.py, and one of merged models."""
+    path = RESULTS / "costs.csv"
+    if not path.exists():
+        return
+    rows = pd.read_csv(path)
+    rows = rows[rows["targets"].notna()]
+    default = rows[(rows["method"] == "budget") & (rows["targets"] == "linear")]
+    # MACE's own evaluation is there for comparison.
+    default = default[~default["case"].str.contains("not accelerated")]
+    for row in default.itertuples():
+        most = AIM_STEP[row.model.split("-")[0]]
+        text = f"step of the default targets at most {most:.2f} of full's, {row.model}"
+        yield aim(f"{text}, {row.device}", f"{row.time:.2f}", row.time <= most)
+    middle = rows["inference"].median()
+    yield aim(
+        "inference of merged models as fast as of the base",
+        f"{middle:.2f} ({rows['inference'].min():.2f} to {rows['inference'].max():.2f})",
+        round(middle, 2) <= 1,
+    )
 
 
 def aim(text, found, reached):
