@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 import typer
 from matplotlib.ticker import LogFormatter
-from methods import HERE, SEEDS, TASKS, commit, finetuned, label, rate_of, settings, steady
+from methods import HERE, SEEDS, TASKS, commit, finetuned, label, rate_of, settings
 
 CSV = HERE / "results" / "convergence.csv"
 METHODS = [
@@ -32,8 +32,8 @@ METHODS = [
     ("full", ""),
     ("low_rank", settings(rank=16)),
     ("soft_threshold", settings(tau_weight_decay=0.3187)),
-    ("budget", steady(0.85)),
-    ("budget", steady(0.97)),
+    ("budget", settings(target_sparsity=0.85)),
+    ("budget", settings(target_sparsity=0.97)),
 ]
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (8, 2)))  # also told apart in grey
 

@@ -94,11 +94,6 @@ def budget(levels, rates=(1e-2, 1.5e-2, 3e-2)):
 SCRATCH = {("scratch", ""): (3e-3, 1e-2)}
 
 
-def steady(sparsity):
-    """Return the settings of a budget whose learning rate stays as it is."""
-    return settings(target_sparsity=sparsity, growth=0, beta2=0.999)
-
-
 def others(readout):
     """Return the grid of what chooses no entries while it trains: the readout, fixed masks."""
     masks = [{}, {"score": "fisher"}]
@@ -167,6 +162,8 @@ _SEVENNET = {
         FULL: (1e-3, 3e-3, 1e-2),
         LOW_RANK: (3e-3, 1e-2, 3e-2),
         **budget(LEVELS, (7e-3, 1e-2, 1.5e-2)),
+        **SCRATCH,
+        **others("reduce_*"),
     },
 }
 
@@ -195,6 +192,8 @@ _NEQUIP = {
         FULL: (3e-3, 1e-2, 3e-2),
         LOW_RANK: (1e-2, 3e-2, 1e-1),
         **budget((0.85, 0.97), _RATES),
+        **SCRATCH,
+        **others("*readout*"),
     },
 }
 TASKS = {
