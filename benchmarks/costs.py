@@ -9,13 +9,16 @@ All cases take turns on one batch in one process, so that a slow moment of the m
 alike; a ratio is formed in each round and its median and quartiles are reported. The delta's own
 share is what a method takes of a step by itself: ΔW, its gradient, its schedule. Memory is measured
 in a process for each case: the growth of the peak resident set over the steps (of the allocator's
-peak on CUDA). After the rounds each delta is merged, which has to leave the energies as they were,
-and the merged models take turns with the one that was not patched, at energies and forces of the
-same batch. Every case is a row of benchmarks/results/costs.csv; `run` replaces those of its model
-and device. MACE and NequIP have random weights in their published architectures.
+peak on CUDA), with large blocks taken from the system one by one: glibc's reuse of them makes the
+same case differ by a factor of two from run to run. After the rounds each delta is merged, which has
+to leave the energies as they were, and the merged models take turns with the one that was not
+patched, at energies and forces of the same batch. Every case is a row of
+benchmarks/results/costs.csv; `run` replaces those of its model and device. MACE and NequIP have
+random weights in their published architectures.
 """
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -139,7 +142,10 @@ def measure_memory(stepper, device):
 def memory_elsewhere(case, arguments):
     """Return the bytes that `--memory-of` measures of a case in a process of its own."""
     command = [sys.executable, __file__, "run", *arguments, "--memory-of", case]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    printed = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=environment
+    ).stdout
     return json.loads(printed.splitlines()[-1])
 
 
