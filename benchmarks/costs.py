@@ -10,8 +10,8 @@ alike; a ratio is formed in each round and its median and quartiles are reported
 share is what a method takes of a step by itself: ΔW, its gradient, its schedule. Memory is measured
 in a process for each case: the growth of the peak resident set over the steps (of the allocator's
 peak on CUDA), with large blocks taken from the system one by one: glibc's reuse of them makes the
-same case differ by a factor of two from run to run. After the rounds each delta is merged, which has
-to leave the energies as they were, and the merged models take turns with the one that was not
+same case differ by a factor of two from run to run. After the rounds each delta is merged, which
+has to leave the energies as they were, and the merged models take turns with the one that was not
 patched, at energies and forces of the same batch. Every case is a row of
 benchmarks/results/costs.csv; `run` replaces those of its model and device. MACE and NequIP have
 random weights in their published architectures.

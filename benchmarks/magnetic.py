@@ -45,9 +45,6 @@ MODEL = "7net-0"
 SEEDS = (0, 1, 2)
 METHODS = {
     "budget 97 %": ("budget", {"target_sparsity": 0.97}, (1e-2, 3e-3)),
-    "budget 97 %, rate as it is": (
-        "budget", {"target_sparsity": 0.97, "growth": 0, "beta2": 0.999}, (4e-2, 1e-2)
-    ),
     "full": ("full", {}, (3e-3, 1e-3)),
     "low rank": ("low_rank", {"rank": 16}, (1e-2, 3e-3)),
     "scratch": ("scratch", {}, (3e-3, 1e-2)),

@@ -13,8 +13,7 @@ threshold cannot be asked for a sparsity: its λ_τ is bisected with seed 0 unti
 the level (at most as far off as LEVELS says, or as near as a few tries came), and its learning rate
 is chosen at the lowest level. Every run, those of the grid and the bisection too, is a row of
 benchmarks/results/methods.csv; its memory is the peak resident set of the run's process (the
-allocator's peak on CUDA), blank for the runs of before it was counted. A budget with `growth` 0 has
-a learning rate that stays as it is.
+allocator's peak on CUDA), blank for the runs of before it was counted.
 """
 
 import json
@@ -86,9 +85,9 @@ LOW_RANK = ("low_rank", settings(rank=16))
 MACE_LORA = [("mace_lora", settings(rank=r)) for r in (4, 16)]
 
 
-def budget(levels, rates=(1e-2, 1.5e-2, 3e-2)):
-    """Return the grid of the budget method."""
-    return {("budget", settings(target_sparsity=s)): rates for s in levels}
+def budget(rates, levels=LEVELS, **more):
+    """Return the grid of the budget method, with other settings where there are any."""
+    return {("budget", settings(target_sparsity=s, **more)): rates for s in levels}
 
 
 SCRATCH = {("scratch", ""): (3e-3, 1e-2)}
@@ -143,15 +142,16 @@ class Task:
 
 
 _SMALL_MACE = str((MODELS / "mace_rmd17.model").relative_to(HERE.parent))
-_RATES = (1.5e-2, 3e-2, 5e-2)
+_FEW, _MANY = (1.5e-2, 3e-2, 6e-2), (1e-2, 2e-2, 4e-2)
+"""Learning rates of the budget on models of few and of many entries."""
 _MACE = {
     "levels": {s: LEVELS[s] for s in (0.85, 0.97)},
     "grids": {
         FULL: (3e-3, 1e-2, 3e-2),
         LOW_RANK: (1e-2, 3e-2, 1e-1),
         **dict.fromkeys(MACE_LORA, (3e-2, 1e-1, 3e-1, 1.0)),
-        **budget((0.85, 0.97), _RATES),
-        **{("budget", settings(targets=t, target_sparsity=0.85)): _RATES for t in ("last", "all")},
+        **budget(_FEW),
+        **{("budget", settings(targets=t, target_sparsity=0.85)): _FEW for t in ("last", "all")},
         **SCRATCH,
         **others("*readouts*"),
     },
@@ -161,20 +161,21 @@ _SEVENNET = {
     "grids": {
         FULL: (1e-3, 3e-3, 1e-2, 2e-2),
         LOW_RANK: (3e-3, 1e-2, 3e-2, 6e-2),
-        **budget(LEVELS, (7e-3, 1e-2, 1.5e-2)),
+        **budget(_MANY),
     },
 }
 
 
-def narrow(decays, *, slower=()):
+def narrow(rates, decays, *, slower=()):
     """Return fewer rates, around those that were best on ethanol, and the λ_τ found there.
 
-    `slower`: what to multiply each method's lowest rate by as well, for batches of one frame.
+    `rates`: of the budget. `slower`: what to multiply each method's lowest rate by as well, for
+    batches of one frame.
     """
     grids = {
         FULL: (3e-3, 1e-2, 2e-2),
         LOW_RANK: (1e-2, 3e-2, 6e-2),
-        **budget((0.85, 0.97)),
+        **budget(rates),
         **{("soft_threshold", settings(tau_weight_decay=d)): (2e-2, 4e-2, 8e-2) for d in decays},
     }
     return {
@@ -183,13 +184,16 @@ def narrow(decays, *, slower=()):
     }
 
 
-_MORE = narrow((0.3187, 4.5068))
+_MORE = narrow(_FEW, (0.3187, 4.5068))
+_PARTS = ({"growth": 0}, {"growth": 0.5}, {"every": 10}, {"memory": 1})
 _NEQUIP = {
     "levels": {s: LEVELS[s] for s in (0.85, 0.97)},
     "grids": {
         FULL: (3e-3, 1e-2, 3e-2),
         LOW_RANK: (1e-2, 3e-2, 1e-1, 2e-1),
-        **budget((0.85, 0.97), _RATES),
+        **budget(_FEW),
+        # What each part of the method brings.
+        **{k: v for part in _PARTS for k, v in budget(_FEW, (0.97,), **part).items()},
         **others("*readout*"),
     },
 }
@@ -201,13 +205,13 @@ TASKS = {
         ),
         Task(
             "7net-malonaldehyde", "7net-0", "rmd17_malonaldehyde",
-            "SevenNet-0 on rMD17 malonaldehyde", **narrow((0.1889, 0.8485)),
+            "SevenNet-0 on rMD17 malonaldehyde", **narrow(_MANY, (0.1889, 0.8485)),
         ),
         Task(
             "7net-carbon", "7net-0", "carbon_gap20_100",
             "SevenNet-0 on crystals of carbon of 4 atoms at -22 to 131 GPa (LDA), 50 training, 20 "
             "validation and 30 test frames", train="all.xyz", test=None,
-            on_cpu={"batch": 1}, **narrow((0.1889, 0.8485), slower=(0.5,)),
+            on_cpu={"batch": 1}, **narrow(_MANY, (0.1889, 0.8485), slower=(0.5,)),
         ),
         Task(
             "mace-ethanol", _SMALL_MACE, "rmd17_ethanol",
@@ -228,7 +232,7 @@ TASKS = {
             "mace-water", _SMALL_MACE, "water_revpbe0d3_fewshot",
             "The small MACE of benchmarks/pretrain_mace.py on boxes of 64 molecules of water at "
             "another level of theory (revPBE0-D3), 24 training, 6 validation and 40 test frames",
-            on_cpu={"batch": 1, "steps": 120, "frames": (24, 6, 40)}, **narrow(()),
+            on_cpu={"batch": 1, "steps": 120, "frames": (24, 6, 40)}, **narrow(_FEW, ()),
         ),
         Task(
             "nequip-ethanol", str((MODELS / "nequip_rmd17.nequip.zip").relative_to(HERE.parent)),

@@ -3,7 +3,7 @@
     python benchmarks/readme.py
 
 A table stands between `<!-- table: FILE -->` and `<!-- end -->`; what is between them is replaced
-by the table of benchmarks/results/FILE, less the rows of budgets whose learning rate does not grow.
+by the table of benchmarks/results/FILE.
 """
 
 import re
@@ -11,7 +11,6 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 README, RESULTS = HERE.parent / "README.md", HERE / "results"
-LEFT_OUT = '"growth": 0'
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -21,9 +20,8 @@ def filled(text: str) -> str:
 
 
 def table(path: Path) -> str:
-    """Return the lines of the one table in a file that the README shows."""
-    lines = [x for x in path.read_text().splitlines() if x.startswith("|")]
-    return "".join(f"{line}\n" for line in lines if LEFT_OUT not in line)
+    """Return the lines of the one table in a file."""
+    return "".join(f"{x}\n" for x in path.read_text().splitlines() if x.startswith("|"))
 
 
 if __name__ == "__main__":

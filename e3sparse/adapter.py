@@ -138,7 +138,8 @@ class Adapter:
         optimizer
             What trains the deltas. The learning rates of its groups that hold them follow the
             method, on top of what a scheduler multiplies them by; a scheduler that sets them anew,
-            such as LambdaLR, undoes that. Without it the learning rates stay as they are.
+            such as LambdaLR, undoes that. A schedule-free optimizer forgets pruned entries with
+            it. Without it the learning rates and the optimizer stay as they are.
         """
         record = self._record
         record.steps += 1
@@ -153,7 +154,8 @@ class Adapter:
             return
         was_settled = self.settled
         record.progress = min(progress, 1.0)
-        record.method.step(list(self.deltas().values()), record.steps, record.progress)
+        deltas = list(self.deltas().values())
+        record.method.step(deltas, record.steps, record.progress, optimizer)
         if self.settled and not was_settled:
             self.refresh()
         if optimizer is not None:

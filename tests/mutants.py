@@ -259,6 +259,27 @@ MUTANTS = (
         "tests/core/test_budget.py",
     ),
     Mutant(
+        "let a schedule-free optimizer draw pruned entries back",
+        f"{CORE}/deltas/budget.py",
+        'return [v, state["z"]] if "z" in state else [v]',
+        "return [v]",
+        "tests/core/test_budget.py",
+    ),
+    Mutant(
+        "leave a pruned entry where it was",
+        f"{CORE}/deltas/budget.py",
+        "(~delta.keep & ~kept) * remembered",
+        "~delta.keep * remembered",
+        "tests/core/test_budget.py",
+    ),
+    Mutant(
+        "prune many entries at once",
+        f"{CORE}/deltas/budget.py",
+        "every: int = Field(1, ge=1)",
+        "every: int = Field(10, ge=1)",
+        "tests/core/test_budget.py",
+    ),
+    Mutant(
         "scale a low-rank delta wrongly",
         f"{CORE}/deltas/low_rank.py",
         "self.scale = alpha / rank",

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -75,7 +76,13 @@ class Method(BaseModel, ABC):
         params = [p for delta in deltas for p in delta.parameters()]
         return [{"params": params, "lr": lr, "weight_decay": 0.0}]
 
-    def step(self, deltas: Sequence[Delta], step: int, progress: float) -> None:
+    def step(
+        self,
+        deltas: Sequence[Delta],
+        step: int,
+        progress: float,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         """Follow the schedule after optimizer step `step`, `progress` running from 0 to 1."""
 
     def refresh(self, deltas: Sequence[Delta], progress: float) -> None:
@@ -132,9 +139,18 @@ def largest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
     if count == 0:
         keep = torch.zeros_like(flat, dtype=torch.bool)
     else:
-        threshold = torch.kthvalue(flat, flat.numel() - count + 1).values
+        threshold = _th_smallest(flat, flat.numel() - count)
         keep = flat > threshold
         ties = torch.nonzero(flat == threshold).reshape(-1)
         keep[ties[: count - int(keep.sum())]] = True
     parts = torch.split(keep, [score.numel() for score in scores])
     return [part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)]
+
+
+def _th_smallest(flat: Tensor, index: int) -> float | Tensor:
+    """Return the entry that would stand at `index` if a vector were sorted."""
+    if flat.is_cpu:
+        # NumPy selects ten times as fast; it has no bfloat16, which float32 holds exactly.
+        array = flat.float().numpy() if flat.element_size() < 4 else flat.numpy()
+        return float(np.partition(array, index)[index])
+    return torch.kthvalue(flat, index + 1).values

@@ -63,13 +63,14 @@ class Budget(Method):
     """Keep the entries of largest |v|, over all layers together, on a falling schedule.
 
     The model at step 0 is the base model. The kept share is 1 until `warmup`, falls by a cubic
-    to `1 - target_sparsity` at `ramp_end`, and stays. A pruned entry starts again from 0, and the
-    gradient still reaches it, so that it comes back if it keeps being pushed one way. Species that
-    no frame contains get no gradient and stay at 0.
+    to `1 - target_sparsity` at `ramp_end`, and stays. Entries are pruned a few at each step,
+    because to lose many at once throws a training off its course. A pruned entry starts again from
+    0, and the gradient still reaches it, so that it comes back if it keeps being pushed one way.
+    Species that no frame contains get no gradient and stay at 0.
 
     The learning rate is that of the start, when all entries are trained. It grows as a power of the
-    share of entries that are left: by `growth` of 1/2 a step of Adam is as long at the end as at
-    the start, though fewer entries make it.
+    share of entries that are left: by `growth` of 1/2 a step of Adam has the same Euclidean length
+    at the end as at the start, by 1 the same sum of moves, though fewer entries make them.
 
     Attributes
     ----------
@@ -80,6 +81,9 @@ class Budget(Method):
         Where the fall begins and ends, as shares of the training.
     every
         Steps between two choices of the kept entries.
+    memory
+        Steps that a pruned entry has to come back: at each it forgets one part in `memory` of
+        where it has been pushed.
     weight_decay
         Decay of v.
     growth
@@ -95,9 +99,10 @@ class Budget(Method):
     target_sparsity: float = Field(0.97, ge=0, lt=1)
     warmup: float = Field(0.05, ge=0, le=1)
     ramp_end: float = Field(0.8, gt=0, le=1)
-    every: int = Field(10, ge=1)
+    every: int = Field(1, ge=1)
+    memory: float = Field(30.0, ge=1)
     weight_decay: float = Field(0.0, ge=0)
-    growth: float = Field(0.5, ge=0, le=1)
+    growth: float = Field(0.75, ge=0, le=1)
     beta2: float = Field(0.99, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -131,12 +136,25 @@ class Budget(Method):
     def settled(self, progress: float) -> bool:
         return progress >= self.ramp_end
 
-    def step(self, deltas: Sequence[Delta], step: int, progress: float) -> None:
-        if step % self.every == 0 or progress >= 1:
-            self.refresh(deltas, progress)
-            with torch.no_grad():
-                for delta in _budgets(deltas):
-                    delta.v.mul_(delta.keep)
+    def step(
+        self,
+        deltas: Sequence[Delta],
+        step: int,
+        progress: float,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        if step % self.every and progress < 1:
+            return
+        budgets = _budgets(deltas)
+        kept_before = [delta.keep.clone() for delta in budgets]
+        self.refresh(budgets, progress)
+        remembered = (1 - 1 / self.memory) ** self.every
+        with torch.no_grad():
+            for delta, kept in zip(budgets, kept_before, strict=True):
+                # 1 where an entry is kept, 0 where it has just been pruned.
+                scale = delta.keep + (~delta.keep & ~kept) * remembered
+                for tensor in _copies(delta.v, optimizer):
+                    tensor.mul_(scale)
 
     def refresh(self, deltas: Sequence[Delta], progress: float) -> None:
         """Choose the kept entries anew, from v as it is now."""
@@ -154,3 +172,12 @@ class Budget(Method):
 def _budgets(deltas: Sequence[Delta]) -> list[BudgetDelta]:
     # A loaded adapter keeps its method's name, with deltas on a fixed support.
     return [delta for delta in deltas if isinstance(delta, BudgetDelta)]
+
+
+def _copies(v: nn.Parameter, optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
+    """Return a parameter, and the copy of it from which a schedule-free optimizer steps.
+
+    The parameter is between that copy and its average, and would be drawn back to it.
+    """
+    state = optimizer.state.get(v, {}) if optimizer is not None else {}
+    return [v, state["z"]] if "z" in state else [v]
