@@ -117,7 +117,7 @@ def test_trains_saves_and_merges(train, tiny_file, data_files, tmp_path):
     assert updated == round(0.1 * entries)
     last = torch.load(tmp_path / "checkpoints" / "sparse_run-1_epoch-5.pt", weights_only=False)
     (group,) = last["optimizer"]["param_groups"]
-    assert group["lr"] == pytest.approx(0.01 * 0.1**-0.5)
+    assert group["lr"] == pytest.approx(0.01 * 0.1**-0.75)
     assert group["betas"] == (0.8, 0.99)
     model = torch.load(merged, weights_only=False)
     assert not e3sparse.adapters(model)

@@ -91,7 +91,7 @@ def test_a_config_from_train_to_calculator(config, train, base_of, data_files, t
     if not soft:  # half of the entries is left
         last = torch.load(folder / "last.ckpt", weights_only=False)
         (group,) = last["optimizer_states"][0]["param_groups"]
-        assert group["lr"] == pytest.approx(2**0.5 * 1e-2)
+        assert group["lr"] == pytest.approx(2**0.75 * 1e-2)
     package = tmp_path / "tuned.nequip.zip"
     shell("nequip-package", "build", folder / "best.ckpt", package, cwd=tmp_path)
 

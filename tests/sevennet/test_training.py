@@ -115,7 +115,7 @@ def test_the_learning_rate_of_a_budget_grows_as_entries_go(
     finetune(made)
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)
     (group,) = last["optimizer_states"][0]["param_groups"]
-    assert group["lr"] == pytest.approx(2e-4)
+    assert group["lr"] == pytest.approx(1e-4 * 4**0.75)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
