@@ -13,8 +13,6 @@ runs/magnetic.
 """
 
 import json
-import os
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
+from methods import DATA, HERE, SEEDS, commit, spread
 
 from e3sparse.backends import load_potential
 from e3sparse.magnetism import load
@@ -38,11 +37,8 @@ from e3sparse.training.config import make_config
 from e3sparse.training.optimizers import FRESH_LR
 from e3sparse.training.run import SPIN_LAYERS, finetune
 
-HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-DATA = Path(os.environ.get("E3SPARSE_DATA", HERE.parents[1] / "shared" / "data"))
 MODEL = "7net-0"
-SEEDS = (0, 1, 2)
 METHODS = {
     "budget 97 %": ("budget", {"target_sparsity": 0.97}, (1e-2, 3e-3)),
     "full": ("full", {}, (3e-3, 1e-3)),
@@ -195,12 +191,6 @@ def one_run(task, label, lr, seed, keep=None):
             if column in ("energy_mae", "forces_mae") and label != "scratch":
                 row[f"zero_shot_{split}_{column}"] = result.table.loc[f"{split} before", column]
     return row
-
-
-def commit():
-    """Return the commit that is checked out."""
-    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def read_rows(task):
@@ -434,11 +424,6 @@ def line(label, lr, group):
         known = group[column].notna().all()
         cells.append(spread(100 * group[column], 2) if known else "")
     return "| " + " | ".join(cells) + " |"
-
-
-def spread(values, digits):
-    """Return `mean ± standard deviation`."""
-    return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
 
 
 if __name__ == "__main__":
