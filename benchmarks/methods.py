@@ -12,8 +12,8 @@ on validation with seed 0, or the next best where another seed fails at it. The 
 threshold cannot be asked for a sparsity: its λ_τ is bisected with seed 0 until the sparsity is near
 the level (at most as far off as LEVELS says, or as near as a few tries came), and its learning rate
 is chosen at the lowest level. Every run, those of the grid and the bisection too, is a row of
-benchmarks/results/methods.csv; its memory is the peak resident set of the run's process (the
-allocator's peak on CUDA), blank for the runs of before it was counted.
+benchmarks/results/methods.csv, without errors where it diverged; its memory is the peak resident
+set of the process (the allocator's peak on CUDA), blank for runs of before it was counted.
 """
 
 import json
@@ -37,6 +37,7 @@ import pandas as pd
 import torch
 import typer
 
+from e3sparse.errors import DivergedError
 from e3sparse.training.config import make_config
 from e3sparse.training.run import finetune
 
@@ -272,7 +273,10 @@ def one_run(task, profile, method, chosen, lr, seed):
         splits = task.prepare(folder, profile)
         run = RUNNERS.get(method, with_e3sparse)
         said = json.loads(chosen or "{}")
-        errors, sparsity = run(task, profile, method, said, lr, seed, splits, folder)
+        try:
+            errors, sparsity = run(task, profile, method, said, lr, seed, splits, folder)
+        except DivergedError:
+            errors, sparsity = None, None
     row = {
         "dataset": task.dataset, "model": task.model, "method": method, "settings": chosen,
         "lr": lr, "seed": seed, "steps": profile.steps, "batch_size": profile.batch,
@@ -284,6 +288,9 @@ def one_run(task, profile, method, chosen, lr, seed):
     }  # fmt: skip
     for split in ("valid", "test"):
         for column in ("energy_mae", "forces_mae"):
+            if errors is None:
+                row[f"{split}_{column}"] = float("nan")
+                continue
             row[f"{split}_{column}"] = errors.loc[f"{split} after", column]
             if method != "scratch":
                 row[f"zero_shot_{split}_{column}"] = errors.loc[f"{split} before", column]
@@ -391,7 +398,8 @@ def rate_of(task, method, chosen):
 
 def best_group(rows):
     """Return the runs of a method at its best rate, of those that have all seeds."""
-    whole = [group for _, group in rows.groupby("lr") if len(group) == len(SEEDS)]
+    finished = rows[rows["valid_forces_mae"].notna()]
+    whole = [group for _, group in finished.groupby("lr") if len(group) == len(SEEDS)]
     return min(whole, key=lambda g: g["valid_forces_mae"].mean(), default=None)
 
 
@@ -408,7 +416,7 @@ def repeat_best(runs, tried):
     """Run all seeds at the best learning rate at which none of them fails."""
     for row in tried:
         again = runs.get([(row["method"], row["settings"], row["lr"], seed) for seed in SEEDS])
-        if max(r["valid_forces_mae"] for r in again) < FAILED * row["valid_forces_mae"]:
+        if all(r["valid_forces_mae"] < FAILED * row["valid_forces_mae"] for r in again):
             return
 
 
