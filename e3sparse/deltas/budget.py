@@ -80,7 +80,8 @@ class Budget(Method):
     warmup, ramp_end
         Where the fall begins and ends, as shares of the training.
     every
-        Steps between two choices of the kept entries.
+        Steps between two choices of the kept entries. A higher one costs less where there are
+        millions of entries, and prunes as smoothly where there are thousands of steps.
     memory
         Steps that a pruned entry has to come back: at each it forgets one part in `memory` of
         where it has been pushed.
