@@ -7,13 +7,12 @@
     .venv/bin/python benchmarks/forgetting.py figures   # benchmarks/results/forgetting.png
 
 Fine-tuned as by benchmarks/methods.py, at the learning rates that it chose; a budget with replay at
-half of that, because at the whole it diverged. Drift: mean absolute
-difference of forces from the base model's on sets of which no frame was trained on; of energies per
-atom, less their mean over the set, because the zero of energy is free. Where labels of the base
-model's own level of theory exist the table gives the force error instead. Replay:
-`--replay auto`, small structures of all elements labelled by the base model; its weight, if any.
-`run` and `nve` resume where they stopped; every run is a row of benchmarks/results/forgetting.csv
-or forgetting_nve.csv.
+half of that, because at the whole it diverged. Drift: mean absolute difference of forces from the
+base model's on sets of which no frame was trained on; of energies per atom, less their mean over
+the set, because the zero of energy is free. Where labels of the base model's own level of theory
+exist the table gives the force error instead. Replay: `--replay auto`, small structures of all
+elements labelled by the base model; its weight, if any. `run` and `nve` resume where they stopped;
+every run is a row of benchmarks/results/forgetting.csv or forgetting_nve.csv.
 """
 
 import json

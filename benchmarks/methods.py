@@ -186,7 +186,7 @@ def narrow(rates, decays, *, slower=()):
 
 
 _MORE = narrow(_FEW, (0.3187, 4.5068))
-_PARTS = ({"growth": 0}, {"growth": 0.5}, {"every": 10}, {"memory": 1})
+PARTS = ({"growth": 0}, {"growth": 0.5}, {"every": 10}, {"memory": 1})
 _NEQUIP = {
     "levels": {s: LEVELS[s] for s in (0.85, 0.97)},
     "grids": {
@@ -194,7 +194,7 @@ _NEQUIP = {
         LOW_RANK: (1e-2, 3e-2, 1e-1, 2e-1),
         **budget(_FEW),
         # What each part of the method brings.
-        **{k: v for part in _PARTS for k, v in budget(_FEW, (0.97,), **part).items()},
+        **{k: v for part in PARTS for k, v in budget(_FEW, (0.97,), **part).items()},
         **others("*readout*"),
     },
 }

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import typer
 from matplotlib.ticker import LogFormatter, NullFormatter
-from methods import HERE, LEVELS, SEEDS, TASKS, Runs, best_group, label, read_rows, settings
+from methods import HERE, LEVELS, PARTS, SEEDS, TASKS, Runs, best_group, label, read_rows, settings
 
 RESULTS = HERE / "results"
 METRICS = {"energy_mae": "E", "forces_mae": "F"}
@@ -32,7 +32,6 @@ SWEEP_TASK, SWEEP_LR = "mace-ethanol", 4e-2
 DECAYS, TARGETS = (0.1, 0.3, 1.0, 3.0, 10.0), ("linear", "fctp", "all")
 COLUMNS = 3  # of panels
 AIM_97, AIM_RATIO, AIM_995 = 0.8, 0.95, 0.5
-PARTS = {"growth", "every", "memory"}
 AIM_STEP = {"mace": 0.6, "7net": 0.9, "nequip": 0.9}
 
 app = typer.Typer(no_args_is_help=True)
@@ -92,12 +91,12 @@ def draw_pareto(axes, task, found):
         if not counted(group):
             error = group["test_forces_mae"].mean()
             axes.axhline(error, color="0.3", lw=1, ls=next(styles), label=label(method, chosen))
+    tried = {setting for part in PARTS for setting in part}  # one by one: not drawn
     for number, (method, marker) in enumerate(MARKERS.items()):
-        # Of the parts of a method that were tried one by one, the defaults are drawn.
         mine = [
             g
             for (name, chosen), g in found.items()
-            if name == method and not PARTS & set(json.loads(chosen or "{}")) and counted(g)
+            if name == method and not tried & set(json.loads(chosen or "{}")) and counted(g)
         ]
         if mine:
             axes.errorbar(

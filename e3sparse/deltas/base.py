@@ -150,7 +150,7 @@ def largest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
 def _th_smallest(flat: Tensor, index: int) -> float | Tensor:
     """Return the entry that would stand at `index` if a vector were sorted."""
     if flat.is_cpu:
-        # NumPy selects ten times as fast; it has no bfloat16, which float32 holds exactly.
+        # NumPy selects several times as fast; it has no bfloat16, which float32 holds exactly.
         array = flat.float().numpy() if flat.element_size() < 4 else flat.numpy()
         return float(np.partition(array, index)[index])
     return torch.kthvalue(flat, index + 1).values
