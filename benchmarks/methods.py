@@ -186,7 +186,7 @@ def narrow(rates, decays, *, slower=()):
 
 
 _MORE = narrow(_FEW, (0.3187, 4.5068))
-PARTS = ({"growth": 0}, {"growth": 0.5}, {"every": 10}, {"memory": 1})
+PARTS = ({"growth": 0}, {"growth": 0.5}, {"choices": 40}, {"memory": 1})
 _NEQUIP = {
     "levels": {s: LEVELS[s] for s in (0.85, 0.97)},
     "grids": {

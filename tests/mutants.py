@@ -268,15 +268,15 @@ MUTANTS = (
     Mutant(
         "leave a pruned entry where it was",
         f"{CORE}/deltas/budget.py",
-        "(~delta.keep & ~kept) * remembered",
-        "~delta.keep * remembered",
+        "scale.masked_fill_(kept & ~delta.keep, 0.0)",
+        "scale.masked_fill_(kept & ~kept, 0.0)",
         "tests/core/test_budget.py",
     ),
     Mutant(
         "prune many entries at once",
         f"{CORE}/deltas/budget.py",
-        "every: int = Field(1, ge=1)",
-        "every: int = Field(10, ge=1)",
+        "choices: int = Field(400, ge=1)",
+        "choices: int = Field(40, ge=1)",
         "tests/core/test_budget.py",
     ),
     Mutant(

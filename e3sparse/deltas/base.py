@@ -135,14 +135,15 @@ def largest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
         bool masks, one for each tensor of `scores`.
     """
     flat = torch.cat([score.detach().reshape(-1) for score in scores])
-    count = min(count, int(torch.count_nonzero(flat)))
-    if count == 0:
+    if count <= 0:
         keep = torch.zeros_like(flat, dtype=torch.bool)
     else:
         threshold = _th_smallest(flat, flat.numel() - count)
-        keep = flat > threshold
-        ties = torch.nonzero(flat == threshold).reshape(-1)
-        keep[ties[: count - int(keep.sum())]] = True
+        keep = flat >= threshold if threshold > 0 else flat > 0
+        excess = int(torch.count_nonzero(keep)) - count
+        if excess > 0:
+            ties = torch.nonzero(flat == threshold).reshape(-1)
+            keep[ties[len(ties) - excess :]] = False
     parts = torch.split(keep, [score.numel() for score in scores])
     return [part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)]
 

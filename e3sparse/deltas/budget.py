@@ -1,6 +1,7 @@
 """Sparsity by budget: ask for a share of zeros and get exactly that."""
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Any, ClassVar
 
 import torch
@@ -79,9 +80,9 @@ class Budget(Method):
         fewer entries than that have moved at all.
     warmup, ramp_end
         Where the fall begins and ends, as shares of the training.
-    every
-        Steps between two choices of the kept entries. A higher one costs less where there are
-        millions of entries, and prunes as smoothly where there are thousands of steps.
+    choices
+        How often the kept entries are chosen, at most, at even distances: at each step of a
+        training that is not longer. More of them prune no more smoothly, and cost time.
     memory
         Steps that a pruned entry has to come back: at each it forgets one part in `memory` of
         where it has been pushed.
@@ -100,7 +101,7 @@ class Budget(Method):
     target_sparsity: float = Field(0.97, ge=0, lt=1)
     warmup: float = Field(0.05, ge=0, le=1)
     ramp_end: float = Field(0.8, gt=0, le=1)
-    every: int = Field(1, ge=1)
+    choices: int = Field(400, ge=1)
     memory: float = Field(30.0, ge=1)
     weight_decay: float = Field(0.0, ge=0)
     growth: float = Field(0.75, ge=0, le=1)
@@ -144,18 +145,26 @@ class Budget(Method):
         progress: float,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        if step % self.every and progress < 1:
+        every = self._steps_between_choices(step, progress)
+        if step % every and progress < 1:
             return
         budgets = _budgets(deltas)
         kept_before = [delta.keep.clone() for delta in budgets]
         self.refresh(budgets, progress)
-        remembered = (1 - 1 / self.memory) ** self.every
+        remembered = (1 - 1 / self.memory) ** every
         with torch.no_grad():
             for delta, kept in zip(budgets, kept_before, strict=True):
-                # 1 where an entry is kept, 0 where it has just been pruned.
-                scale = delta.keep + (~delta.keep & ~kept) * remembered
+                one = delta.v.new_ones(())
+                scale = torch.where(delta.keep, one, one * remembered)
+                scale.masked_fill_(kept & ~delta.keep, 0.0)  # just pruned
                 for tensor in _copies(delta.v, optimizer):
                     tensor.mul_(scale)
+
+    def _steps_between_choices(self, step: int, progress: float) -> int:
+        if progress <= 0:
+            return 1
+        # A share of the whole is not exact to the last digit.
+        return max(1, ceil(step / progress / self.choices - 1e-6))
 
     def refresh(self, deltas: Sequence[Delta], progress: float) -> None:
         """Choose the kept entries anew, from v as it is now."""
@@ -166,7 +175,8 @@ class Budget(Method):
             for delta in budgets:
                 delta.keep.fill_(True)
             return
-        for delta, keep in zip(budgets, largest([d.v.abs() for d in budgets], count), strict=True):
+        scores = [delta.v.detach().abs() for delta in budgets]
+        for delta, keep in zip(budgets, largest(scores, count), strict=True):
             delta.keep.copy_(keep)
 
 

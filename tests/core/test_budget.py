@@ -111,11 +111,11 @@ def test_the_schedule_rises_from_zero_to_the_target(sparsity, warmup, ramp_end, 
     assert method.settled(ramp_end)
 
 
-def trained(sparsity, total_steps, every):
+def trained(sparsity, total_steps, choices):
     """Yield the adapter after each step of a training that moves all weights."""
     model = nn.ModuleList([o3.Linear("3x0e", "4x0e"), o3.Linear("4x0e", "2x0e")])
     adapter = e3sparse.patch(
-        model, "linear", total_steps=total_steps, target_sparsity=sparsity, every=every
+        model, "linear", total_steps=total_steps, target_sparsity=sparsity, choices=choices
     )
     for _ in range(total_steps):
         for parameter in adapter.parameters():
@@ -124,19 +124,19 @@ def trained(sparsity, total_steps, every):
         yield adapter
 
 
-trainings = (sparsities, st.integers(1, 60), st.integers(1, 20))
+trainings = (sparsities, st.integers(1, 60), st.integers(1, 80))
 
 
 @given(*trainings)
-def test_a_whole_training_ends_at_the_target(sparsity, total_steps, every):
-    updated = [a.sparsity().updated for a in trained(sparsity, total_steps, every)]
+def test_a_whole_training_ends_at_the_target(sparsity, total_steps, choices):
+    updated = [a.sparsity().updated for a in trained(sparsity, total_steps, choices)]
     assert updated == sorted(updated, reverse=True)
     assert updated[-1] == round((1 - sparsity) * 20)
 
 
 @given(*trainings)
-def test_settled_means_that_the_target_is_reached(sparsity, total_steps, every):
-    for adapter in trained(sparsity, total_steps, every):
+def test_settled_means_that_the_target_is_reached(sparsity, total_steps, choices):
+    for adapter in trained(sparsity, total_steps, choices):
         if adapter.settled:
             assert adapter.sparsity().updated == round((1 - sparsity) * 20)
 
@@ -166,19 +166,38 @@ def test_pruned_entries_get_a_gradient_and_come_back():
 
 @given(st.integers(1, 7), st.floats(1, 100))
 def test_a_pruned_entry_starts_from_zero_and_forgets_slowly(every, memory):
-    method = Budget(target_sparsity=0.75, every=every, memory=memory)
+    method = Budget(target_sparsity=0.75, warmup=0, ramp_end=0.01, choices=10, memory=memory)
+    total_steps = 10 * every
     (delta,) = deltas_of(method, [4])
     fill([delta], [4.0, -2.0, 3.0, 0.5])
     for step in range(1, every):
-        method.step([delta], step, 0.9)
+        method.step([delta], step, step / total_steps)
         assert delta.v.tolist() == [4.0, -2.0, 3.0, 0.5]
-    method.step([delta], every, 0.9)
+    method.step([delta], every, every / total_steps)
     assert delta.v.tolist() == [4.0, 0.0, 0.0, 0.0]
     fill([delta], [4.0, -2.0, 3.0, 0.5])
-    method.step([delta], 2 * every, 0.9)
+    method.step([delta], 2 * every, 2 * every / total_steps)
     left = (1 - 1 / memory) ** every
     assert delta.v.tolist() == pytest.approx([4.0, -2.0 * left, 3.0 * left, 0.5 * left])
     assert delta().tolist() == [4.0, 0.0, 0.0, 0.0]
+
+
+@given(st.integers(1, 5000), st.integers(1, 600))
+def test_entries_are_chosen_at_even_distances_and_no_more_often_than_asked(total_steps, choices):
+    method = Budget(target_sparsity=0.5, warmup=0, ramp_end=1e-9, choices=choices)
+    (delta,) = deltas_of(method, [2])
+    chosen = []
+    for step in range(1, total_steps + 1):
+        fill([delta], [1.0, 2.0])
+        delta.keep.fill_(True)
+        method.step([delta], step, step / total_steps)
+        if not delta.keep.all():
+            chosen.append(step)
+    assert chosen[-1] == total_steps
+    assert len(chosen) <= choices + (total_steps % choices > 0)
+    if total_steps <= choices:
+        assert chosen == list(range(1, total_steps + 1))
+    assert len({after - before for before, after in pairwise([0, *chosen[:-1]])}) <= 1
 
 
 def test_a_schedule_free_optimizer_forgets_pruned_entries():
@@ -209,7 +228,7 @@ def test_few_entries_are_pruned_at_once(sparsity, total_steps):
     steepest = 3 / (0.75 * total_steps)  # of a cubic that falls over three quarters
     for before, after in pairwise(kept):
         assert before - after <= steepest * sparsity * (1 + 1e-9)
-    assert Budget().every == 1
+    assert Budget().choices >= 400
 
 
 def test_second_derivatives_pass_straight_through():
@@ -261,7 +280,7 @@ def test_refresh_follows_parameters_that_were_exchanged():
 def test_the_average_of_a_schedule_free_optimizer_meets_the_budget():
     schedulefree = pytest.importorskip("schedulefree")
     model = network()
-    adapter = patch(model, "all", "budget", target_sparsity=0.8, total_steps=20, every=3)
+    adapter = patch(model, "all", "budget", target_sparsity=0.8, total_steps=20, choices=7)
     optimizer = schedulefree.AdamWScheduleFree(adapter.param_groups(lr=0.05))
     optimizer.train()
     for _ in range(20):

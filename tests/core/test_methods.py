@@ -205,7 +205,7 @@ def test_settings_survive_a_round_trip(method):
         ("budget", {"target_sparsity": -0.1}, "target_sparsity: Input should be greater than"),
         ("budget", {"target_sparsity": float("nan")}, "target_sparsity"),
         ("budget", {"warmup": 0.6, "ramp_end": 0.5}, "warmup (0.6) has to end before ramp_end"),
-        ("budget", {"every": 0}, "every: Input should be greater than or equal to 1"),
+        ("budget", {"choices": 0}, "choices: Input should be greater than or equal to 1"),
         ("low_rank", {"rank": 0}, "rank: Input should be greater than or equal to 1"),
         ("low_rank", {"alpha": "much"}, "alpha: Input should be a valid number"),
         ("soft_threshold", {"init_threshold": 1.0}, "init_threshold: Input should be less than 1"),
@@ -228,7 +228,7 @@ def test_a_setting_that_does_not_exist_leaves_the_model_alone():
     assert any(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize("made", [Budget(every=3), LowRank(rank=2), Dense(), FixedMask()])
+@pytest.mark.parametrize("made", [Budget(choices=3), LowRank(rank=2), Dense(), FixedMask()])
 def test_a_method_object_is_taken_as_it_is(made):
     assert e3sparse.patch(network(), "linear", made).method is made
 
