@@ -11,7 +11,7 @@ from torch import nn
 
 from e3sparse.errors import TargetError, nearest
 from e3sparse.merging import base_parameter
-from e3sparse.paths import Layout, PassedOver, Species, kind_names, kind_of
+from e3sparse.paths import Layout, PassedOver, Species, kind_of
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 """A layer kind, `"everything"`, a glob or regex on module paths, a list, or a callable."""
@@ -81,7 +81,8 @@ def select(model: nn.Module, targets: Targets, species: Species | None = None) -
         `"linear"`, `"fctp"`, `"tp"`, `"mlp"`, or another registered kind; `"everything"` or
         `"all"` for all kinds (a backend may have a narrower `"all"`); a glob or a regular
         expression on module paths (a path picks everything below it); a list of such; or a
-        callable `(path, module) -> bool`.
+        callable `(path, module) -> bool`. A name that is both means the kind, if the model has
+        layers of it.
     species
         Which layers have an axis over chemical species, where the backend knows.
 
@@ -100,11 +101,13 @@ def select(model: nn.Module, targets: Targets, species: Species | None = None) -
                 f"The callable given as targets accepted no layer. {_holdings(found)}"
             )
     else:
-        chosen = set()
+        chosen, held = set(), {layout.kind for layout in found.layers.values()}
         for pattern in [targets] if isinstance(targets, str) else targets:
-            matches = {p for p, layout in found.layers.items() if _matches(pattern, p, layout)}
+            if pattern in held:
+                matches = {path for path, layout in found.layers.items() if layout.kind == pattern}
+            else:
+                matches = {path for path in found.layers if _matches(pattern, path)}
             if not matches:
-                held = {layout.kind for layout in found.layers.values()}
                 known = [*EVERYTHING, *held, *found.layers]
                 raise TargetError(
                     f"targets='{pattern}' matches no layer that can be patched."
@@ -133,9 +136,9 @@ def _patchable_layout(module: nn.Module, layout: Callable[[nn.Module], Layout]) 
     return layout(module)
 
 
-def _matches(pattern: str, path: str, layout: Layout) -> bool:
-    if pattern in EVERYTHING or pattern in kind_names():
-        return pattern in EVERYTHING or pattern == layout.kind
+def _matches(pattern: str, path: str) -> bool:
+    if pattern in EVERYTHING:
+        return True
     parents = [path[: m.start()] for m in re.finditer(r"\.", path)]
     if pattern in (path, *parents) or fnmatchcase(path, pattern):
         return True

@@ -8,6 +8,7 @@ from torch import nn
 
 import e3sparse
 from e3sparse.errors import TargetError
+from e3sparse.paths import KINDS, LayerKind
 from e3sparse.targets import select
 
 LAYERS = {
@@ -99,6 +100,17 @@ def test_targets_that_match_nothing(targets, says):
 def test_an_empty_list_of_targets_matches_nothing(targets):
     with pytest.raises(TargetError, match="The model holds 1 fctp"):
         select(network(), targets)
+
+
+def test_a_path_that_some_other_framework_calls_a_kind(monkeypatch):
+    kind = LayerKind("embedding", ("framework.Embedding",), lambda module: None)
+    monkeypatch.setitem(KINDS, "framework.Embedding", kind)
+    assert set(select(network(), "embedding").layers) == {"embedding"}
+
+
+def test_a_kind_goes_before_a_path_of_its_name():
+    model = nn.ModuleDict({"linear": network(), "last": o3.Linear("2x0e", "2x0e")})
+    assert set(select(model, "linear").layers) == {"linear.embedding", "linear.readout", "last"}
 
 
 def test_a_kind_that_the_model_does_not_hold():
