@@ -6,8 +6,9 @@
     .venv/bin/python benchmarks/forgetting.py table     # benchmarks/results/forgetting_<task>.md
     .venv/bin/python benchmarks/forgetting.py figures   # benchmarks/results/forgetting.png
 
-Fine-tuned as by benchmarks/methods.py, at the learning rates that it chose; a budget with replay at
-half of that, because at the whole it diverged. Drift: mean absolute difference of forces from the
+Fine-tuned as by benchmarks/methods.py, at the learning rates that it chose, or slower, as the table
+says; with replay at that rate, a half or a quarter of it, whichever is best on validation with seed
+0. Drift: mean absolute difference of forces from the
 base model's on sets of which no frame was trained on; of energies per atom, less their mean over
 the set, because the zero of energy is free. Where labels of the base model's own level of theory
 exist the table gives the force error instead. Replay: `--replay auto`, small structures of all
@@ -43,6 +44,7 @@ from methods import CPU, DATA, HERE, SEEDS, commit, finetuned, rate_of, settings
 
 from e3sparse.backends import load_potential
 from e3sparse.calculator import PotentialCalculator
+from e3sparse.errors import DivergedError
 from e3sparse.training.evaluation import MEV, predict
 from e3sparse.training.frames import LabelKeys, read_split
 
@@ -72,20 +74,50 @@ CRYSTALS = [
     Held("water", "water_revpbe0d3_fewshot/train.xyz", False),
 ]
 HELD = {"mace-ethanol": MOLECULES, "7net-ethanol": CRYSTALS}
-BUDGET = settings(target_sparsity=0.97)
-# Method, settings, and the weight of replay: 0 for none.
+
+
+@dataclass(frozen=True)
+class Run:
+    """A method, its settings, the weight of replay, and how much slower than alone it learns.
+
+    Where there are several rates the best on validation is taken.
+    """
+
+    method: str
+    settings: str = ""
+    replay: float = 0.0
+    slower: tuple[float, ...] = (1.0,)
+
+    @property
+    def key(self):
+        return self.method, self.settings, self.replay
+
+    def rates(self, task):
+        """Return the learning rates to try; none if benchmarks/methods.py has not chosen one."""
+        alone = {k: v for k, v in json.loads(self.settings or "{}").items() if k != "weight_decay"}
+        lr = rate_of(methods.TASKS[task], self.method, settings(**alone))
+        return [] if lr is None else [lr / times for times in self.slower]
+
+
+BUDGET, LOW_RANK = settings(target_sparsity=0.97), settings(rank=16)
+SLOWER = (1.0, 2.0, 4.0)
 RUNS = [
-    ("full", "", 0.0),
-    ("low_rank", settings(rank=16), 0.0),
-    ("budget", settings(target_sparsity=0.85), 0.0),
-    ("budget", BUDGET, 0.0),
-    ("budget", settings(target_sparsity=0.995), 0.0),
-    ("budget", BUDGET, 0.1),
-    ("full", "", 0.1),
-    ("low_rank", settings(rank=16), 0.1),
-    ("budget", BUDGET, 0.3),
+    Run("full"),
+    Run("low_rank", LOW_RANK),
+    Run("budget", settings(target_sparsity=0.85)),
+    Run("budget", BUDGET),
+    Run("budget", settings(target_sparsity=0.995)),
+    # What a lower rate and a pull towards the base model save.
+    Run("budget", BUDGET, slower=(4.0,)),
+    Run("budget", BUDGET, slower=(8.0,)),
+    Run("budget", settings(target_sparsity=0.97, weight_decay=0.01), slower=(2.0,)),
+    Run("budget", settings(target_sparsity=0.97, weight_decay=0.1), slower=(2.0,)),
+    Run("full", replay=0.1, slower=SLOWER),
+    Run("low_rank", LOW_RANK, replay=0.1, slower=SLOWER),
+    Run("budget", BUDGET, replay=0.1, slower=SLOWER),
+    Run("budget", BUDGET, replay=0.3, slower=SLOWER),
 ]
-NVE_RUNS = [("full", "", 0.0), ("low_rank", settings(rank=16), 0.0), ("budget", BUDGET, 0.0)]
+NVE_RUNS = [Run("full"), Run("low_rank", LOW_RANK), Run("budget", BUDGET)]
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -108,7 +140,11 @@ def one_run(name, method, chosen, replay, lr, seed):
         "commit": commit(),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        result = tuned(task, method, chosen, replay, lr, seed, Path(folder))
+        try:
+            result = tuned(task, method, chosen, replay, lr, seed, Path(folder))
+        except DivergedError:
+            return row | {"seconds": round(time.monotonic() - start)}
+        row["valid_forces_mae"] = result.table.loc["valid after", "forces_mae"]
         row["seconds"] = round(time.monotonic() - start)
         for column in ("energy_mae", "forces_mae"):
             row[f"test_{column}"] = result.table.loc["test after", column]
@@ -147,7 +183,8 @@ def apart(these, those):
 
 def keys_of(rows):
     """Return the runs that a table holds."""
-    columns = ["task", "method", "settings", "replay", "seed"]
+    columns = ["task", "method", "settings", "replay", "lr", "seed"]
+    columns = [column for column in columns if column in rows]  # dynamics have no lr
     return set() if rows.empty else set(rows[columns].itertuples(index=False, name=None))
 
 
@@ -163,18 +200,33 @@ def run(
 ):
     """Run whatever is missing of a task."""
     os.chdir(HERE.parent)  # models are named from the project's root
-    done = keys_of(read_rows())
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = []
-        for method, chosen, replay in RUNS:
-            lr = rate_of(methods.TASKS[task], method, chosen)
-            if lr is not None and method == "budget" and replay:
-                lr /= 2
-            for seed in SEEDS:
-                if lr is not None and (task, method, chosen, replay, seed) not in done:
-                    futures.append(pool.submit(one_run, task, method, chosen, replay, lr, seed))
-        for future in as_completed(futures):
-            append(future.result(), CSV)
+        do(pool, task, [(r.key, lr, 0) for r in RUNS for lr in r.rates(task)])
+        again = [(r.key, best_rate(task, r)) for r in RUNS]
+        wanted = [(key, lr, seed) for key, lr in again for seed in SEEDS if lr is not None]
+        do(pool, task, wanted)
+
+
+def do(pool, task, wanted):
+    """Do those runs that are missing, each (method, settings, replay), rate and seed."""
+    done = keys_of(read_rows())
+    missing = [(task, *key, lr, seed) for key, lr, seed in wanted]
+    futures = [pool.submit(one_run, *run) for run in missing if run not in done]
+    for future in as_completed(futures):
+        append(future.result(), CSV)
+
+
+def best_rate(task, run):
+    """Return the rate of a run that is best on validation with seed 0, if one did not diverge."""
+    rates = run.rates(task)
+    if len(rates) < 2:
+        return rates[0] if rates else None
+    rows = read_rows()
+    mine = rows[(rows["task"] == task) & (rows["seed"] == 0) & rows["lr"].isin(rates)]
+    for column, value in zip(("method", "settings", "replay"), run.key, strict=True):
+        mine = mine[mine[column] == value]
+    best = mine.dropna(subset="valid_forces_mae").nsmallest(1, "valid_forces_mae")
+    return None if best.empty else float(best["lr"].iloc[0])
 
 
 def append(row, path):
@@ -191,16 +243,18 @@ def nve(
     os.chdir(HERE.parent)
     torch.set_num_threads(1)
     chosen_task = methods.TASKS[task]
-    done = keys_of(read_rows(NVE))
-    for method, chosen, replay in [("zero-shot", "", 0.0), *NVE_RUNS]:
-        if (task, method, chosen, replay, 0) in done:
+    rows = read_rows(NVE)
+    done = set() if rows.empty else keys_of(rows)
+    for run in [Run("zero-shot"), *NVE_RUNS]:
+        method, chosen, replay = run.key
+        if (task, *run.key, 0) in done:
             continue
         with tempfile.TemporaryDirectory() as folder:
             if method == "zero-shot":
                 paths = chosen_task.prepare(Path(folder))
                 potential = load_potential(chosen_task.model)
             else:
-                lr = rate_of(chosen_task, method, chosen)
+                (lr,) = run.rates(task)
                 out = tuned(chosen_task, method, chosen, replay, lr, 0, Path(folder)).out
                 paths = {"test": Path(folder) / "test.xyz"}
                 potential = load_potential(str(next(out.glob("model.*"))))
@@ -245,14 +299,13 @@ def trajectory(atoms, potential, picoseconds):
 
 
 def complete(rows, task):
-    """Return the groups of a task that have all seeds, in the order of `RUNS`."""
-    mine = rows[rows["task"] == task]
-    for key in RUNS:
-        group = mine[
-            (mine["method"] == key[0]) & (mine["settings"] == key[1]) & (mine["replay"] == key[2])
-        ]
-        if len(group) == len(SEEDS):
-            yield key, group
+    """Return the groups of a task that have all seeds, in the order of `RUNS`, fast ones first."""
+    columns = ["method", "settings", "replay", "lr"]
+    finished = rows[(rows["task"] == task) & rows["test_forces_mae"].notna()]
+    groups = {key: group for key, group in finished.groupby(columns) if len(group) == len(SEEDS)}
+    order = list(dict.fromkeys(run.key for run in RUNS))
+    for key in sorted(groups, key=lambda key: (order.index(key[:3]), -key[3])):
+        yield key, groups[key]
 
 
 @app.command()
@@ -273,8 +326,9 @@ def table():
 def lines(task, rows):
     """Return the lines of a task's table."""
     held = HELD[task]
-    heads = ["method", "settings", "replay", "F MAE, trained on (meV/Å)"]
+    heads = ["method", "settings", "lr", "replay", "F MAE, trained on (meV/Å)"]
     heads += [f"{h.name}: {'F MAE' if h.same_level else 'drift of F'} (meV/Å)" for h in held]
+    heads += ["mean drift of F (meV/Å)"]
     first = rows[rows["task"] == task].iloc[0]
     written = [
         f"# Forgetting: {task}",
@@ -288,15 +342,17 @@ def lines(task, rows):
         "|" + "---|" * len(heads),
     ]
     before = [f"{first[f'{h.name}_forces_before']:.1f}" if h.same_level else "0" for h in held]
-    cells = ["zero-shot", "", "", f"{first['zero_shot_test_forces_mae']:.1f}"]
-    written.append("| " + " | ".join([*cells, *before]) + " |")
-    for (method, chosen, replay), group in complete(rows, task):
+    cells = ["zero-shot", "", "", "", f"{first['zero_shot_test_forces_mae']:.1f}"]
+    written.append("| " + " | ".join([*cells, *before, "0"]) + " |")
+    for (method, chosen, replay, lr), group in complete(rows, task):
         cells = [
             method,
             chosen.strip("{}"),
+            f"{lr:g}",
             f"{replay:g}" if replay else "",
             spread(group["test_forces_mae"], 1),
             *[spread(group[column_of(h)], 1) for h in held],
+            spread(drift_of(group, held), 1),
         ]
         written.append("| " + " | ".join(cells) + " |")
     return written
@@ -305,6 +361,11 @@ def lines(task, rows):
 def column_of(held):
     """Return what the table shows of a held-out set."""
     return f"{held.name}_forces_{'after' if held.same_level else 'drift'}"
+
+
+def drift_of(group, held):
+    """Return the drift of forces of each run, averaged over the sets that were held out."""
+    return group[[f"{h.name}_forces_drift" for h in held]].mean(axis=1)
 
 
 def dynamics_lines(task, rows):
@@ -340,17 +401,18 @@ def figures():
         1, len(tasks), figsize=(5.2 * len(tasks), 4.6), layout="constrained", squeeze=False
     )
     for axes, task in zip(panels[0], tasks, strict=True):
-        columns = [f"{h.name}_forces_drift" for h in HELD[task]]
-        for number, ((method, chosen, replay), group) in enumerate(complete(rows, task)):
-            moved = group[columns].mean(axis=1)
-            sparsity = json.loads(chosen or "{}").get("target_sparsity")
+        for number, ((method, chosen, replay, lr), group) in enumerate(complete(rows, task)):
+            moved = drift_of(group, HELD[task])
+            said = json.loads(chosen or "{}")
+            sparsity, decay = said.get("target_sparsity"), said.get("weight_decay")
             label = method.replace("_", " ") + (f" {100 * sparsity:g} %" if sparsity else "")
+            label += f", lr {lr:g}" + (f", decay {decay:g}" if decay else "")
             axes.errorbar(
                 group["test_forces_mae"].mean(),
                 moved.mean(),
                 xerr=group["test_forces_mae"].std(),
                 yerr=moved.std(),
-                marker="osDv^<>PX"[number % 9],
+                marker="osDv^<>PX*hd8p"[number % 14],
                 mfc="white" if replay else None,
                 ls="none",
                 capsize=2,

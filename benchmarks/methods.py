@@ -143,15 +143,17 @@ class Task:
 
 
 _SMALL_MACE = str((MODELS / "mace_rmd17.model").relative_to(HERE.parent))
-_FEW, _MANY = (1.5e-2, 3e-2, 6e-2), (1e-2, 2e-2, 4e-2)
-"""Learning rates of the budget on models of few and of many entries."""
+_FEW = (1.5e-2, 3e-2, 6e-2)
+_OF_FEW = {**budget(_FEW, (0.85, 0.97)), **budget((7.5e-3, *_FEW), (0.995,))}
+_OF_MANY = budget((1e-2, 2e-2, 4e-2))
+"""The budget's grids on models of few and of many entries."""
 _MACE = {
     "levels": {s: LEVELS[s] for s in (0.85, 0.97)},
     "grids": {
         FULL: (3e-3, 1e-2, 3e-2),
         LOW_RANK: (1e-2, 3e-2, 1e-1),
         **dict.fromkeys(MACE_LORA, (3e-2, 1e-1, 3e-1, 1.0)),
-        **budget(_FEW),
+        **_OF_FEW,
         **{("budget", settings(targets=t, target_sparsity=0.85)): _FEW for t in ("last", "all")},
         **SCRATCH,
         **others("*readouts*"),
@@ -161,22 +163,22 @@ _SEVENNET = {
     "levels": LEVELS,
     "grids": {
         FULL: (1e-3, 3e-3, 1e-2, 2e-2),
-        LOW_RANK: (3e-3, 1e-2, 3e-2, 6e-2),
-        **budget(_MANY),
+        LOW_RANK: (3e-3, 1e-2, 3e-2, 6e-2, 1.2e-1),
+        **_OF_MANY,
     },
 }
 
 
-def narrow(rates, decays, *, slower=()):
+def narrow(budgets, decays, *, slower=()):
     """Return fewer rates, around those that were best on ethanol, and the λ_τ found there.
 
-    `rates`: of the budget. `slower`: what to multiply each method's lowest rate by as well, for
+    `budgets`: their grid. `slower`: what to multiply each method's lowest rate by as well, for
     batches of one frame.
     """
     grids = {
         FULL: (3e-3, 1e-2, 2e-2),
-        LOW_RANK: (1e-2, 3e-2, 6e-2),
-        **budget(rates),
+        LOW_RANK: (1e-2, 3e-2, 6e-2, 1.2e-1),
+        **budgets,
         **{("soft_threshold", settings(tau_weight_decay=d)): (2e-2, 4e-2, 8e-2) for d in decays},
     }
     return {
@@ -185,14 +187,14 @@ def narrow(rates, decays, *, slower=()):
     }
 
 
-_MORE = narrow(_FEW, (0.3187, 4.5068))
+_MORE = narrow(_OF_FEW, (0.3187, 4.5068))
 PARTS = ({"growth": 0}, {"growth": 0.5}, {"choices": 40}, {"memory": 1})
 _NEQUIP = {
     "levels": {s: LEVELS[s] for s in (0.85, 0.97)},
     "grids": {
         FULL: (3e-3, 1e-2, 3e-2),
         LOW_RANK: (1e-2, 3e-2, 1e-1, 2e-1),
-        **budget(_FEW),
+        **_OF_FEW,
         # What each part of the method brings.
         **{k: v for part in PARTS for k, v in budget(_FEW, (0.97,), **part).items()},
         **others("*readout*"),
@@ -206,13 +208,13 @@ TASKS = {
         ),
         Task(
             "7net-malonaldehyde", "7net-0", "rmd17_malonaldehyde",
-            "SevenNet-0 on rMD17 malonaldehyde", **narrow(_MANY, (0.1889, 0.8485)),
+            "SevenNet-0 on rMD17 malonaldehyde", **narrow(_OF_MANY, (0.1889, 0.8485)),
         ),
         Task(
             "7net-carbon", "7net-0", "carbon_gap20_100",
             "SevenNet-0 on crystals of carbon of 4 atoms at -22 to 131 GPa (LDA), 50 training, 20 "
             "validation and 30 test frames", train="all.xyz", test=None,
-            on_cpu={"batch": 1}, **narrow(_MANY, (0.1889, 0.8485), slower=(0.5,)),
+            on_cpu={"batch": 1}, **narrow(_OF_MANY, (0.1889, 0.8485), slower=(0.5,)),
         ),
         Task(
             "mace-ethanol", _SMALL_MACE, "rmd17_ethanol",
@@ -233,7 +235,7 @@ TASKS = {
             "mace-water", _SMALL_MACE, "water_revpbe0d3_fewshot",
             "The small MACE of benchmarks/pretrain_mace.py on boxes of 64 molecules of water at "
             "another level of theory (revPBE0-D3), 24 training, 6 validation and 40 test frames",
-            on_cpu={"batch": 1, "steps": 120, "frames": (24, 6, 40)}, **narrow(_FEW, ()),
+            on_cpu={"batch": 1, "steps": 120, "frames": (24, 6, 40)}, **narrow(_OF_FEW, ()),
         ),
         Task(
             "nequip-ethanol", str((MODELS / "nequip_rmd17.nequip.zip").relative_to(HERE.parent)),

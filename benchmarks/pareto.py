@@ -10,6 +10,7 @@ import os
 from itertools import zip_longest
 from typing import Annotated
 
+import forgetting
 import matplotlib
 
 matplotlib.use("Agg")
@@ -227,23 +228,22 @@ def aims(cells):
 
 def forgetting_aims():
     """Return a line for each task of benchmarks/forgetting.py: drift over full fine-tuning's."""
-    path = RESULTS / "forgetting.csv"
-    rows = pd.read_csv(path).fillna({"settings": ""}) if path.exists() else pd.DataFrame()
-    for task, mine in rows.groupby("task") if len(rows) else ():
-        columns = [c for c in mine if c.endswith("_forces_drift") and mine[c].notna().all()]
-
-        def drift(method, chosen, replay, mine=mine, columns=columns):
-            same = (mine["method"] == method) & (mine["settings"] == chosen)
-            return mine[same & (mine["replay"] == replay)][columns].mean().mean()
-
-        full, chosen = drift("full", "", 0), settings(target_sparsity=0.97)
-        for replay in sorted(mine["replay"].unique()):
-            ratio = drift("budget", chosen, replay) / full
-            if pd.isna(ratio):
+    rows = forgetting.read_rows()
+    for task, held in forgetting.HELD.items() if len(rows) else ():
+        found = list(forgetting.complete(rows, task))
+        drifts = {key: forgetting.drift_of(group, held).mean() for key, group in found}
+        full = next((value for key, value in drifts.items() if key[:3] == ("full", "", 0)), None)
+        for (method, chosen, replay, lr), group in found:
+            said = json.loads(chosen or "{}")
+            if method != "budget" or said["target_sparsity"] != 0.97 or full is None:
                 continue
-            how = f" with replay × {replay:g}" if replay else ""
+            ratio = drifts[method, chosen, replay, lr] / full
+            how = f"lr {lr:g}" + (f", replay × {replay:g}" if replay else "")
+            how += f", weight decay {said['weight_decay']:g}" if "weight_decay" in said else ""
+            error = group["test_forces_mae"].mean()
             yield aim(
-                f"97 %{how}: drift on held-out chemistry at most half of full's, {task}",
+                f"97 % ({how}, {error:.1f} meV/Å): drift on held-out chemistry at most half of "
+                f"full's, {task}",
                 f"{ratio:.2f}",
                 ratio <= 0.5,
             )
