@@ -34,7 +34,7 @@ class Case:
         """Patch a potential; returns the adapter, if it is by us that it is trained."""
         if self.targets is None:
             return None
-        return potential.patch(self.targets, self.method, total_steps=1000)
+        return potential.patch(self.targets, self.method)
 
 
 @dataclass(frozen=True)

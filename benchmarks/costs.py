@@ -7,14 +7,16 @@
 
 All cases take turns on one batch in one process, so that a slow moment of the machine hits them
 alike; a ratio is formed in each round and its median and quartiles are reported. The delta's own
-share is what a method takes of a step by itself: ΔW, its gradient, its schedule. Memory is measured
-in a process for each case: the growth of the peak resident set over the steps (of the allocator's
-peak on CUDA), with large blocks taken from the system one by one: glibc's reuse of them makes the
-same case differ by a factor of two from run to run. After the rounds each delta is merged, which
-has to leave the energies as they were, and the merged models take turns with the one that was not
-patched, at energies and forces of the same batch. Every case is a row of
-benchmarks/results/costs.csv; `run` replaces those of its model and device. MACE and NequIP have
-random weights in their published architectures.
+share is what a method takes of a step by itself: ΔW, its gradient, its schedule. Every step is one
+of the middle of a training of at most 400, where a budget chooses its entries at each; in a longer
+one it chooses no more often, and its share is smaller by as much. Memory is measured in a process
+for each case: the growth of the peak resident set over the steps (of the allocator's peak on CUDA),
+with large blocks taken from the system one by one: glibc's reuse of them makes the same case differ
+by a factor of two from run to run. After the rounds each delta is merged, which has to leave the
+energies as they were, and the merged models take turns with the one that was not patched, at
+energies and forces of the same batch. Every case is a row of benchmarks/results/costs.csv; `run`
+replaces those of its model and device. MACE and NequIP have random weights in their published
+architectures.
 """
 
 import json
@@ -43,6 +45,8 @@ from e3sparse.training.optimizers import make_optimizer, set_averaged
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CSV = RESULTS / "costs.csv"
+HALFWAY = 0.5
+"""Progress at each step: a budget keeps all entries as long as it warms up."""
 COMPARED = ("mace-off23-small", "mace-off23-medium", "mace-mp-0b3-medium")
 """Those that have a table together."""
 
@@ -77,8 +81,12 @@ class Stepper:
         self.optimizer.zero_grad()
         self.module.backward(loss)
         self.optimizer.step()
+        self.follow()
+
+    def follow(self):
+        """Do what the method does after each optimizer step."""
         if self.adapter is not None:
-            self.adapter.step()
+            self.adapter.step(HALFWAY, optimizer=self.optimizer)
 
     def delta_seconds(self):
         """Seconds that the method itself takes in a step: ΔW, its gradient, its schedule."""
@@ -86,7 +94,7 @@ class Stepper:
         values = [delta() for delta in self.adapter.deltas().values()]
         torch.autograd.backward(values, [torch.ones_like(v) for v in values])
         self.optimizer.zero_grad()
-        self.adapter.step()
+        self.follow()
         return time.perf_counter() - start
 
     def infer(self):
