@@ -24,7 +24,8 @@ import pandas as pd
 import torch
 import typer
 from matplotlib.ticker import LogFormatter
-from methods import HERE, SEEDS, TASKS, commit, finetuned, label, rate_of, settings
+from methods import commit, finetuned, rate_of
+from tasks import HERE, SEEDS, TASKS, label, settings
 
 CSV = HERE / "results" / "convergence.csv"
 METHODS = [

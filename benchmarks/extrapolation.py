@@ -28,7 +28,8 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from methods import DATA, HERE, SEEDS, TASKS, commit, finetuned, label, rate_of, settings, spread
+from methods import commit, finetuned, rate_of, spread
+from tasks import DATA, HERE, SEEDS, TASKS, label, settings
 
 from e3sparse.backends import load_potential
 from e3sparse.training.evaluation import MEV, errors, predict

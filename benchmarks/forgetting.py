@@ -31,7 +31,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import methods
 import numpy as np
 import pandas as pd
 import torch
@@ -40,7 +39,8 @@ from ase import units
 from ase.data import covalent_radii
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from ase.md.verlet import VelocityVerlet
-from methods import CPU, DATA, HERE, SEEDS, commit, finetuned, rate_of, settings, spread
+from methods import commit, finetuned, rate_of, spread
+from tasks import CPU, DATA, HERE, SEEDS, TASKS, settings
 
 from e3sparse.backends import load_potential
 from e3sparse.calculator import PotentialCalculator
@@ -95,7 +95,7 @@ class Run:
     def rates(self, task):
         """Return the learning rates to try; none if benchmarks/methods.py has not chosen one."""
         alone = {k: v for k, v in json.loads(self.settings or "{}").items() if k != "weight_decay"}
-        lr = rate_of(methods.TASKS[task], self.method, settings(**alone))
+        lr = rate_of(TASKS[task], self.method, settings(**alone))
         return [] if lr is None else [lr / times for times in self.slower]
 
 
@@ -132,7 +132,7 @@ def tuned(task, method, chosen, replay, lr, seed, folder):
 def one_run(name, method, chosen, replay, lr, seed):
     """Fine-tune once and look at every held-out set; returns a row of the CSV."""
     torch.set_num_threads(1)
-    task = methods.TASKS[name]
+    task = TASKS[name]
     start = time.monotonic()
     row = {
         "task": name, "method": method, "settings": chosen, "replay": replay, "lr": lr,
@@ -242,7 +242,7 @@ def nve(
     """Run constant-energy dynamics from a test frame, with the base and with tuned models."""
     os.chdir(HERE.parent)
     torch.set_num_threads(1)
-    chosen_task = methods.TASKS[task]
+    chosen_task = TASKS[task]
     rows = read_rows(NVE)
     done = set() if rows.empty else keys_of(rows)
     for run in [Run("zero-shot"), *NVE_RUNS]:
@@ -335,7 +335,7 @@ def lines(task, rows):
         "",
         (__doc__ or "").split("\n\n", 1)[1].rstrip(),
         "",
-        f"{methods.TASKS[task].about}. {CPU.steps} steps of batch {CPU.batch}; mean ± standard "
+        f"{TASKS[task].about}. {CPU.steps} steps of batch {CPU.batch}; mean ± standard "
         f"deviation over {len(SEEDS)} seeds; at most {FRAMES} frames of each held-out set.",
         "",
         "| " + " | ".join(heads) + " |",

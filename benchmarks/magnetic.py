@@ -28,7 +28,8 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from methods import DATA, HERE, SEEDS, commit, spread
+from methods import commit, spread
+from tasks import DATA, HERE, SEEDS
 
 from e3sparse.backends import load_potential
 from e3sparse.magnetism import load

@@ -18,7 +18,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import typer
 from matplotlib.ticker import LogFormatter, NullFormatter
-from methods import HERE, LEVELS, PARTS, SEEDS, TASKS, Runs, best_group, label, read_rows, settings
+from methods import Runs, best_group, read_rows
+from tasks import HERE, LEVELS, PARTS, SEEDS, TASKS, label, settings
 
 RESULTS = HERE / "results"
 METRICS = {"energy_mae": "E", "forces_mae": "F"}
