@@ -2,18 +2,16 @@
 
     .venv-mace/bin/python benchmarks/forgetting.py run mace-ethanol --jobs 2
     .venv/bin/python benchmarks/forgetting.py run 7net-ethanol --jobs 2
-    .venv-mace/bin/python benchmarks/forgetting.py nve mace-ethanol
     .venv/bin/python benchmarks/forgetting.py table     # benchmarks/results/forgetting_<task>.md
     .venv/bin/python benchmarks/forgetting.py figures   # benchmarks/results/forgetting.png
 
 Fine-tuned as by benchmarks/methods.py, at the learning rates that it chose, or slower, as the table
 says; with replay at that rate, a half or a quarter of it, whichever is best on validation with seed
-0. Drift: mean absolute difference of forces from the
-base model's on sets of which no frame was trained on; of energies per atom, less their mean over
-the set, because the zero of energy is free. Where labels of the base model's own level of theory
-exist the table gives the force error instead. Replay: `--replay auto`, small structures of all
-elements labelled by the base model; its weight, if any. `run` and `nve` resume where they stopped;
-every run is a row of benchmarks/results/forgetting.csv or forgetting_nve.csv.
+0. Drift: mean absolute difference of forces from the base model's on sets of which no frame was
+trained on; of energies per atom, less their mean over the set, because the zero of energy is free.
+Where labels of the base model's own level of theory exist the table gives the force error instead.
+Replay: `--replay auto`, small structures of all elements labelled by the base model; its weight, if
+any. `run` resumes where it stopped; every run is a row of benchmarks/results/forgetting.csv.
 """
 
 import json
@@ -26,7 +24,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
-import ase.io
 import matplotlib
 
 matplotlib.use("Agg")
@@ -35,23 +32,17 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from ase import units
-from ase.data import covalent_radii
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
-from ase.md.verlet import VelocityVerlet
 from methods import commit, finetuned, rate_of, spread
 from tasks import CPU, DATA, HERE, SEEDS, TASKS, settings
 
 from e3sparse.backends import load_potential
-from e3sparse.calculator import PotentialCalculator
 from e3sparse.errors import DivergedError
 from e3sparse.training.evaluation import MEV, predict
 from e3sparse.training.frames import LabelKeys, read_split
 
-CSV, NVE = HERE / "results" / "forgetting.csv", HERE / "results" / "forgetting_nve.csv"
+CSV = HERE / "results" / "forgetting.csv"
 FRAMES = 40
 """Of each held-out set, at most, evenly spaced."""
-STEP_FS, TEMPERATURE_K, EVERY = 0.5, 300.0, 20
 
 
 @dataclass(frozen=True)
@@ -117,7 +108,6 @@ RUNS = [
     Run("budget", BUDGET, replay=0.1, slower=SLOWER),
     Run("budget", BUDGET, replay=0.3, slower=SLOWER),
 ]
-NVE_RUNS = [Run("full"), Run("low_rank", LOW_RANK), Run("budget", BUDGET)]
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -184,13 +174,12 @@ def apart(these, those):
 def keys_of(rows):
     """Return the runs that a table holds."""
     columns = ["task", "method", "settings", "replay", "lr", "seed"]
-    columns = [column for column in columns if column in rows]  # dynamics have no lr
     return set() if rows.empty else set(rows[columns].itertuples(index=False, name=None))
 
 
-def read_rows(path=CSV):
+def read_rows():
     """Return the runs so far; methods without settings have an empty string there."""
-    return pd.read_csv(path).fillna({"settings": ""}) if path.exists() else pd.DataFrame()
+    return pd.read_csv(CSV).fillna({"settings": ""}) if CSV.exists() else pd.DataFrame()
 
 
 @app.command()
@@ -213,7 +202,7 @@ def do(pool, task, wanted):
     missing = [(task, *key, lr, seed) for key, lr, seed in wanted]
     futures = [pool.submit(one_run, *run) for run in missing if run not in done]
     for future in as_completed(futures):
-        append(future.result(), CSV)
+        append(future.result())
 
 
 def best_rate(task, run):
@@ -229,73 +218,9 @@ def best_rate(task, run):
     return None if best.empty else float(best["lr"].iloc[0])
 
 
-def append(row, path):
+def append(row):
     """Add a row; sets of another task have columns of their own."""
-    pd.concat([read_rows(path), pd.DataFrame([row])]).to_csv(path, index=False)
-
-
-@app.command()
-def nve(
-    task: Annotated[str, typer.Argument(help=f"One of {', '.join(HELD)}.")],
-    picoseconds: Annotated[float, typer.Option(help="Length of each trajectory.")] = 10.0,
-):
-    """Run constant-energy dynamics from a test frame, with the base and with tuned models."""
-    os.chdir(HERE.parent)
-    torch.set_num_threads(1)
-    chosen_task = TASKS[task]
-    rows = read_rows(NVE)
-    done = set() if rows.empty else keys_of(rows)
-    for run in [Run("zero-shot"), *NVE_RUNS]:
-        method, chosen, replay = run.key
-        if (task, *run.key, 0) in done:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            if method == "zero-shot":
-                paths = chosen_task.prepare(Path(folder))
-                potential = load_potential(chosen_task.model)
-            else:
-                (lr,) = run.rates(task)
-                out = tuned(chosen_task, method, chosen, replay, lr, 0, Path(folder)).out
-                paths = {"test": Path(folder) / "test.xyz"}
-                potential = load_potential(str(next(out.glob("model.*"))))
-            atoms = ase.io.read(paths["test"], index=0)
-            row = {
-                "task": task, "method": method, "settings": chosen, "replay": replay, "seed": 0,
-                "commit": commit(), **trajectory(atoms, potential, picoseconds),
-            }  # fmt: skip
-        append(row, NVE)
-
-
-def trajectory(atoms, potential, picoseconds):
-    """Return the drift of the total energy, and when two atoms first met or parted."""
-    atoms.calc = PotentialCalculator(potential)
-    rng = np.random.default_rng(0)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=2 * TEMPERATURE_K, rng=rng)
-    Stationary(atoms)
-    radii = covalent_radii[atoms.numbers]
-    sums = radii[:, None] + radii[None, :]
-    pairs = np.triu_indices(len(atoms), 1)
-    bonded = atoms.get_all_distances(mic=True)[pairs] < 1.2 * sums[pairs]
-    dynamics = VelocityVerlet(atoms, timestep=STEP_FS * units.fs)
-    times, energies, temperatures, failed = [], [], [], None
-    while failed is None and dynamics.nsteps * STEP_FS < 1000 * picoseconds:
-        times.append(dynamics.nsteps * STEP_FS / 1000)
-        energies.append(atoms.get_total_energy() / len(atoms) * MEV)
-        temperatures.append(atoms.get_temperature())
-        distances = atoms.get_all_distances(mic=True)[pairs] / sums[pairs]
-        # Not what is not a number either.
-        if not (distances.min() >= 0.6 and distances[bonded].max() <= 2.0):
-            failed = times[-1]
-        dynamics.run(EVERY)
-    slope = np.polyfit(times, energies, 1)[0] if len(times) > 2 else float("nan")
-    return {
-        "picoseconds": picoseconds,
-        "step_fs": STEP_FS,
-        "mean_K": float(np.mean(temperatures)),
-        "drift_mev_per_atom_ps": float(slope),
-        "fluctuation_mev_per_atom": float(np.std(energies)),
-        "failed_at_ps": failed,
-    }
+    pd.concat([read_rows(), pd.DataFrame([row])]).to_csv(CSV, index=False)
 
 
 def complete(rows, task):
@@ -317,10 +242,6 @@ def table():
             path = HERE / "results" / f"forgetting_{task}.md"
             path.write_text("\n".join(lines(task, rows)) + "\n")
             print(path.read_text())
-    dynamics = read_rows(NVE)
-    for task, mine in dynamics.groupby("task") if len(dynamics) else ():
-        path = HERE / "results" / f"nve_{task}.md"
-        path.write_text("\n".join(dynamics_lines(task, mine)) + "\n")
 
 
 def lines(task, rows):
@@ -366,30 +287,6 @@ def column_of(held):
 def drift_of(group, held):
     """Return the drift of forces of each run, averaged over the sets that were held out."""
     return group[[f"{h.name}_forces_drift" for h in held]].mean(axis=1)
-
-
-def dynamics_lines(task, rows):
-    """Return the lines of the table of constant-energy dynamics."""
-    first = rows.iloc[0]
-    columns = ["method", "settings", "mean T (K)", "drift (meV/atom/ps)", "failed at (ps)"]
-    written = [
-        f"# Constant energy: {task}",
-        "",
-        f"`python benchmarks/forgetting.py nve {task}`: from the first test frame, "
-        f"{first['picoseconds']:g} ps in steps of {first['step_fs']:g} fs, velocities of "
-        f"{2 * TEMPERATURE_K:g} K, seed 0. Failed: two atoms closer than 0.6 times the sum of "
-        "their covalent radii, or a bond longer than twice that.",
-        "",
-        "| " + " | ".join(columns) + " |",
-        "|" + "---|" * len(columns),
-    ]
-    for _, row in rows.iterrows():
-        failed = "never" if pd.isna(row["failed_at_ps"]) else f"{row['failed_at_ps']:.2f}"
-        drifted = f"{row['drift_mev_per_atom_ps']:+.4f}"
-        chosen = row["settings"].strip("{}")
-        cells = [row["method"], chosen, f"{row['mean_K']:.0f}", drifted, failed]
-        written.append("| " + " | ".join(cells) + " |")
-    return written
 
 
 @app.command()
