@@ -22,7 +22,7 @@ OAM_L_TYPES = [chemical_symbols[z] for z in (*range(1, 84), *range(89, 95))]
 class Case:
     """What is trained, and how; without targets, what the framework itself trains.
 
-    `accelerated`: whether MACE's backend evaluates in its faster way. MACE's own steps do not.
+    `accelerated`: whether the backend evaluates in its faster way, as no framework does itself.
     """
 
     targets: str | None = None
@@ -72,6 +72,7 @@ def molecules():
 def named(model, case, device):
     """Return a model that is loaded by name or file, and its adapter."""
     potential = load_potential(model, device=device)
+    potential.accelerate = case.accelerated
     return potential, case.patch(potential)
 
 
@@ -112,14 +113,17 @@ def nequip_oam_l(case, device):
         )
     assert sum(p.numel() for p in module.parameters()) == OAM_L_PARAMETERS
     potential = NequIPPotential("NequIP-OAM-L", module, device=device)
+    potential.accelerate = case.accelerated
     return potential, case.patch(potential)
 
 
 SEVENNET = {
-    FULL: Case(),
+    FULL: Case(accelerated=False),
+    "linear, not accelerated": Case("linear", "budget", accelerated=False),
     **{f"linear, {m}": Case("linear", m) for m in ("dense", "low_rank", "soft_threshold")},
     "linear, budget": Case("linear", "budget"),
     "all, budget": Case("all", "budget"),
+    "full, accelerated": Case(),
 }
 MACE = {
     FULL: Case(accelerated=False),
@@ -132,12 +136,14 @@ MACE = {
     "full, accelerated": Case(),
 }
 NEQUIP = {
-    FULL: Case(),
+    FULL: Case(accelerated=False),
+    "linear, not accelerated": Case("linear", "budget", accelerated=False),
     "linear, budget": Case("linear", "budget"),
     "linear, soft_threshold": Case("linear", "soft_threshold"),
     "fctp, budget": Case("fctp", "budget"),
     "all, budget": Case("all", "budget"),
     "all, soft_threshold": Case("all", "soft_threshold"),
+    "full, accelerated": Case(),
 }
 SETUPS = {
     "7net-0": Setup(

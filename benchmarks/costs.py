@@ -104,8 +104,7 @@ class Stepper:
     def merge(self):
         """Merge; returns how far the energies are off by it, relatively."""
         self.potential.module.eval()
-        if hasattr(self.potential, "accelerate"):
-            self.potential.accelerate = False  # a merged file is evaluated by MACE itself
+        self.potential.accelerate = False  # a merged file is evaluated by the framework itself
         if self.adapter is None:
             return None
         patched = self.infer()

@@ -7,6 +7,7 @@ entry-point group `e3sparse.backends`. Everything else in e3sparse works through
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +17,7 @@ import torch
 from ase import Atoms
 from torch import Tensor, nn
 
+from e3sparse.acceleration import Acceleration
 from e3sparse.adapter import Adapter
 from e3sparse.adapter_file import load
 from e3sparse.deltas import Method
@@ -116,6 +118,8 @@ class Potential(ABC):
         Of the node features that `features` hands over; None if it cannot.
     magnetic, spin_orbit
         Whether it reads spins, and whether these may feel the lattice.
+    accelerate
+        Whether `forward` may evaluate in a faster way than the framework does.
     """
 
     module: nn.Module
@@ -130,6 +134,8 @@ class Potential(ABC):
     node_irreps: str | None = None
     magnetic: bool = False
     spin_orbit: bool = True
+    accelerate: bool = True
+    _generated: Acceleration | None = None
 
     @abstractmethod
     def graph(self, atoms: Atoms) -> Any:
@@ -167,6 +173,14 @@ class Potential(ABC):
             f"The backend of {self.name} hands over no node features, so that no layers can be "
             "put on top of it."
         )
+
+    def accelerated(self) -> AbstractContextManager[None]:
+        """Run e3nn's layers in the way that is differentiated faster, if `accelerate` is set."""
+        if not self.accelerate:
+            return nullcontext()
+        if self._generated is None or self._generated.model is not self.module:
+            self._generated = Acceleration(self.module)
+        return self._generated()
 
     def fresh_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of layers that are no part of the base model: trained in full."""

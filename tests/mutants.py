@@ -280,6 +280,13 @@ MUTANTS = (
         "tests/core/test_budget.py",
     ),
     Mutant(
+        "take the slices of a tensor one by one",
+        f"{CORE}/acceleration.py",
+        "edges = sorted({0, width,",
+        "edges = sorted({1, width,",
+        "tests/core/test_acceleration.py",
+    ),
+    Mutant(
         "scale a low-rank delta wrongly",
         f"{CORE}/deltas/low_rank.py",
         "self.scale = alpha / rank",

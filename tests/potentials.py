@@ -34,3 +34,30 @@ def relative(a, b):
 def tolerance(potential):
     """Return what rounding may do to `relative`."""
     return 1e-12 if potential.dtype == torch.float64 else 1e-5
+
+
+def accelerated_layers(potential):
+    """Return how many e3nn layers run in the way that is differentiated faster."""
+    with potential.accelerated():
+        return sum("forward" in vars(module) for module in potential.module.modules())
+
+
+def with_gradients(potential, frames, parameters):
+    """Return energies, forces, and the gradients of a loss on both by the parameters."""
+    potential.module.train()
+    out = potential.forward(potential.collate([potential.graph(atoms) for atoms in frames]))
+    loss = out.energy.square().sum() + out.forces.square().sum()
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    return [out.energy.detach(), out.forces.detach(), *grads]
+
+
+def assert_accelerated_the_same(potential, frames, parameters, bound=1e-11):
+    """Compare outputs and gradients of the faster evaluation with those of the framework's own."""
+    potential.accelerate = True
+    fast = with_gradients(potential, frames, parameters)
+    potential.accelerate = False
+    slow = with_gradients(potential, frames, parameters)
+    assert any(grad.any() for grad in slow[2:])
+    for one, two in zip(fast, slow, strict=True):
+        scale = max(1e-6, float(two.abs().max()))
+        assert float((one - two).abs().max()) / scale < bound

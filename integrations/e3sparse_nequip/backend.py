@@ -109,7 +109,8 @@ class NequIPPotential(Potential):
 
     def forward(self, batch: NequIPBatch) -> Prediction:
         positions = batch[AtomicDataDict.POSITIONS_KEY].detach().clone().requires_grad_(True)
-        out = self.module({**batch, AtomicDataDict.POSITIONS_KEY: positions})
+        with self.accelerated():
+            out = self.module({**batch, AtomicDataDict.POSITIONS_KEY: positions})
         return Prediction(
             energy=out[AtomicDataDict.TOTAL_ENERGY_KEY].reshape(-1),
             forces=out[AtomicDataDict.FORCE_KEY].to(self.dtype),

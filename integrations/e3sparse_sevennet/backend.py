@@ -102,7 +102,8 @@ class SevenNetPotential(Potential):
 
     def forward(self, batch: Any) -> Prediction:
         data = _inputs(batch)
-        out = self.module(data)
+        with self.accelerated():
+            out = self.module(data)
         virial: Tensor = out[KEY.PRED_STRESS]  # (B, 6)
         return Prediction(
             energy=out[KEY.PRED_TOTAL_ENERGY],
@@ -116,12 +117,13 @@ class SevenNetPotential(Potential):
         data = model._preprocess(_inputs(batch))
         edges, frame = data[KEY.EDGE_VEC], batch[KEY.BATCH]
         ends: Tensor = batch[KEY.EDGE_IDX]
-        for name, module in model._modules.items():
-            if name == "force_output":
-                break
-            data = module(data)
-            if name == self._last_layer:
-                nodes = data[KEY.NODE_FEATURE]
+        with self.accelerated():
+            for name, module in model._modules.items():
+                if name == "force_output":
+                    break
+                data = module(data)
+                if name == self._last_layer:
+                    nodes = data[KEY.NODE_FEATURE]
 
         def predict(energy: Tensor, gradients: Sequence[Tensor | None]) -> Prediction:
             (by_edge,) = gradients

@@ -11,6 +11,7 @@ from ase.build import molecule
 from e3sparse_mace.architectures import ARCHITECTURES, random_model
 from e3sparse_mace.backend import MACEPotential
 from mace_models import NUMBERS, TARGETS, tiny
+from potentials import assert_accelerated_the_same
 from test_backend import evaluate, random_deltas
 
 import e3sparse
@@ -34,26 +35,6 @@ def every_element(numbers, seed=0):
     ]
 
 
-def with_gradients(potential, frames, parameters):
-    """Return energies, forces, and the gradients of a loss on both by the parameters."""
-    potential.module.train()
-    out = potential.forward(potential.collate([potential.graph(atoms) for atoms in frames]))
-    loss = out.energy.square().sum() + out.forces.square().sum()
-    grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-    return [out.energy.detach(), out.forces.detach(), *grads]
-
-
-def assert_the_same(potential, frames, parameters, bound=1e-11):
-    potential.accelerate = True
-    fast = with_gradients(potential, frames, parameters)
-    potential.accelerate = False
-    slow = with_gradients(potential, frames, parameters)
-    assert any(grad.any() for grad in slow[2:])
-    for one, two in zip(fast, slow, strict=True):
-        scale = max(1e-6, float(two.abs().max()))
-        assert float((one - two).abs().max()) / scale < bound
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_element_of_the_published_architectures(architecture):
     potential = potential_of(random_model(architecture, torch.float64))
@@ -74,13 +55,13 @@ def test_every_element_of_the_published_architectures(architecture):
 def test_gradients_by_the_deltas(targets):
     potential = small()
     adapter = random_deltas(potential, targets)
-    assert_the_same(potential, every_element(NUMBERS), adapter.parameters())
+    assert_accelerated_the_same(potential, every_element(NUMBERS), adapter.parameters())
 
 
 def test_gradients_by_all_weights():
     potential = small()
     weights = [p for p in potential.module.parameters() if p.requires_grad]
-    assert_the_same(potential, every_element(NUMBERS), weights)
+    assert_accelerated_the_same(potential, every_element(NUMBERS), weights)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +80,7 @@ def test_gradients_by_all_weights():
 def test_other_architectures(changes):
     potential = small(**changes)
     adapter = random_deltas(potential, "linear")
-    assert_the_same(potential, every_element(NUMBERS), adapter.parameters())
+    assert_accelerated_the_same(potential, every_element(NUMBERS), adapter.parameters())
 
 
 def test_what_is_trained_is_evaluated_anew():
@@ -163,4 +144,4 @@ def test_a_merge_of_all_adapters_keeps_it_exact():
         random_deltas(potential, targets, seed=seed, name=targets)
     e3sparse.merge(potential.module)
     weights = [p for p in potential.module.parameters() if p.requires_grad]
-    assert_the_same(potential, every_element(NUMBERS), weights)
+    assert_accelerated_the_same(potential, every_element(NUMBERS), weights)

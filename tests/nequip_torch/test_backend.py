@@ -14,7 +14,14 @@ from nequip.data import AtomicDataDict
 from nequip.integrations.ase import NequIPCalculator
 from nequip.model.saved_models.package import data_dict_from_package
 from nequip_models import MODELS, TYPES, built, shell
-from potentials import evaluate, random_deltas, relative, tolerance
+from potentials import (
+    accelerated_layers,
+    assert_accelerated_the_same,
+    evaluate,
+    random_deltas,
+    relative,
+    tolerance,
+)
 from replayed import drifts
 from sample_frames import structures
 
@@ -55,6 +62,15 @@ def test_types_have_a_row_of_their_own_in_the_embeddings(framework):
     axes = {path for path, layout in layers.items() if layout.species_rows([0]) is not None}
     assert axes == {path for path, layout in layers.items() if layout.kind == "embedding"}
     assert potential.species.numbers == (1, 6, 8, 11, 17)
+
+
+@pytest.mark.parametrize("framework", MODELS)
+def test_the_faster_evaluation_says_the_same(framework):
+    potential = built(framework)
+    adapter = random_deltas(potential, "all")
+    # Allegro has no e3nn layer.
+    assert (accelerated_layers(potential) > 0) == (framework == "nequip")
+    assert_accelerated_the_same(potential, structures(), list(adapter.parameters()))
 
 
 def test_allegro_says_what_it_holds_where_it_has_no_linear_layer():

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from potentials import accelerated_layers, assert_accelerated_the_same, random_deltas
 from sample_frames import structures
 from sevenn.calculator import SevenNetCalculator
 from support import load
@@ -54,6 +55,18 @@ def test_agrees_with_sevennets_own_calculator(name, head, tmp_path):
             assert results[0][0] == pytest.approx(energy, rel=1e-6)
             np.testing.assert_allclose(results[0][1], forces, atol=1e-5)
             np.testing.assert_allclose(results[0][2], stress, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("7net-0", None), ("7net-l3i5", None), ("7net-mf-0", "PBE")]
+)
+def test_the_faster_evaluation_says_the_same(name, head):
+    potential = load(name, dtype=torch.float64, head=head)
+    adapter = random_deltas(potential, "all")
+    assert accelerated_layers(potential) >= 3
+    assert_accelerated_the_same(potential, structures(), list(adapter.parameters()))
+    potential.accelerate = False
+    assert accelerated_layers(potential) == 0
 
 
 def test_the_version_of_an_old_file_would_permute_the_weights(tmp_path):
