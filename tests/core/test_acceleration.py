@@ -10,6 +10,7 @@ from e3nn import o3
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import e3sparse
 from e3sparse.acceleration import Acceleration, cut_at_once
@@ -160,6 +161,19 @@ def test_a_patched_layer_is_the_same():
     plain = derivatives(model[0], torch.float64)
     with Acceleration(model)():
         assert same(derivatives(model[0], torch.float64), plain)
+
+
+def test_a_trace_of_the_forward_pass_keeps_the_gradient():
+    layer = uvu(o3.Irreps("2x0e + 2x1o"), o3.Irreps("0e + 1o"))
+    inputs = [torch.randn(5, n) for n in (8, 4, layer.weight_numel)]
+    with Acceleration(layer)():
+        traced = make_fx(lambda *x: layer(*x))(*inputs)
+    found = []
+    for function in (layer, traced):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        found.append(torch.autograd.grad(function(*leaves).sin().sum(), leaves))
+    for plain, kept in zip(*found, strict=True):
+        torch.testing.assert_close(plain, kept)
 
 
 def graph_of(function):

@@ -11,10 +11,14 @@ import pytest
 import torch
 import yaml
 from ase.build import molecule
+from e3sparse_nequip import SparseLightningModule
 from nequip.integrations.ase import NequIPCalculator
-from nequip_models import CONFIGS, HERE, shell
+from nequip.train import NequIPLightningModule
+from nequip_models import CONFIGS, HERE, built, shell
 from potentials import evaluate, relative
+from torch import nn
 
+from e3sparse.acceleration import Acceleration
 from e3sparse.backends import load_potential
 from e3sparse.symmetry import PotentialSubject
 
@@ -79,6 +83,20 @@ def options_of(config, module):
     if module == "SparseLightningModule":
         options.append("~training_module.ema_decay")
     return options if "soft" in config else [*options, HALF]
+
+
+def test_a_step_runs_the_layers_that_are_differentiated_faster(monkeypatch):
+    module = SparseLightningModule.__new__(SparseLightningModule)
+    nn.Module.__init__(module)
+    module.model = nn.ModuleDict({"sole": built().module})
+    module._acceleration = Acceleration(module.model)
+
+    def fast(self):
+        return sum("forward" in vars(part) for part in self.model.modules())
+
+    monkeypatch.setattr(NequIPLightningModule, "training_step", fast)
+    assert module.training_step() > 0
+    assert fast(module) == 0
 
 
 # Every config --------------------------------------------------------------------------------
