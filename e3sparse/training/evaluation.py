@@ -145,6 +145,18 @@ def _mae_rmse(name: str, off: Array) -> dict[str, float]:
     }
 
 
+def setback(rows: dict[str, dict[str, float]], lr: float) -> str | None:
+    """Return a sentence if training has made the forces of validation frames worse."""
+    before, after = (rows[f"valid {when}"]["forces_mae"] for when in ("before", "after"))
+    if after <= before:
+        return None
+    return (
+        f"On the validation frames forces are off by {after:.4g} meV/Å, and were by {before:.4g} "
+        f"before: training went astray, so do not use this model. Give a lower --lr than {lr:g}; "
+        "metrics.csv shows where it began."
+    )
+
+
 def error_table(rows: dict[str, dict[str, float]]) -> pd.DataFrame:
     """Return one row per name, with the columns that any of them has."""
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -20,7 +20,7 @@ from e3sparse.errors import ConfigError, DataError, DivergedError, Interrupted
 from e3sparse.training.config import FinetuneConfig
 from e3sparse.training.data import FrameDataset, Frames, loader
 from e3sparse.training.energy_zero import choose_references, fate_of_isolated
-from e3sparse.training.evaluation import error_table, errors, predict
+from e3sparse.training.evaluation import error_table, errors, predict, setback
 from e3sparse.training.frames import Frame, average_neighbours, elements_of
 from e3sparse.training.inputs import load_inputs
 from e3sparse.training.module import FineTuning
@@ -144,6 +144,8 @@ def finetune(
         rows[f"{name} before"] = errors(frames, before[name], references)
         rows[f"{name} after"] = errors(frames, after[name], references)
     table = error_table(rows)
+    if config.method != "scratch" and (warning := setback(rows, config.learning_rate)):
+        console.print(warning)
     write_results(config.out, table, adapter, potential)
     write_figures(config.out, splits, before, after, references)
     if adapter is not None:

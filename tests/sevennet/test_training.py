@@ -228,6 +228,19 @@ def test_a_training_that_diverges_leaves_no_model(
     assert not (tmp_path / "run" / "adapter").exists()
 
 
+@pytest.mark.parametrize(("lr", "astray"), [(30.0, True), (1e-3, False)])
+def test_a_training_that_made_things_worse_says_so(
+    lr, astray, tiny_checkpoint, data_files, tmp_path, capsys
+):
+    table = finetune(
+        config(tiny_checkpoint, data_files, tmp_path / "run", method="dense", lr=lr, max_steps=12)
+    ).table
+    worse = table.loc["valid after", "forces_mae"] > table.loc["valid before", "forces_mae"]
+    assert worse == astray
+    said = " ".join(capsys.readouterr().out.split())
+    assert (f"Give a lower --lr than {lr:g}" in said) == astray
+
+
 def test_an_interruption_leaves_the_best_model_alone(
     tiny_checkpoint, data_files, tmp_path, monkeypatch
 ):
