@@ -295,7 +295,7 @@ def figures():
     rows = read_rows()
     tasks = [task for task in HELD if (rows["task"] == task).any()]
     fig, panels = plt.subplots(
-        1, len(tasks), figsize=(5.2 * len(tasks), 4.6), layout="constrained", squeeze=False
+        1, len(tasks), figsize=(7.6 * len(tasks), 4.6), layout="constrained", squeeze=False
     )
     for axes, task in zip(panels[0], tasks, strict=True):
         for number, ((method, chosen, replay, lr), group) in enumerate(complete(rows, task)):
@@ -322,7 +322,7 @@ def figures():
             ylim=(0, None),
         )
         axes.title.set_fontsize(9)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     fig.savefig(HERE / "results" / "forgetting.png", dpi=150)
 
 
