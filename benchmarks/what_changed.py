@@ -11,9 +11,6 @@ labels dealt out anew among frames of the same composition (`e3sparse.analysis.n
 Such labels cannot be learned, so that it ends worse than the base model: it shows what a training
 leaves that finds nothing, not what one leaves that finds something else.
 
-The pages that are committed were made at 86ec79b (alloy) and 0635633 (ethanol), with the budget and
-the learning rates of then.
-
 `low-rank-not-held` is no run of its own. e3sparse holds the rows of elements that no training frame
 has at zero whatever the method; the published low-rank update does not. Their gradient is zero
 either way, so what it would have left there is A·B of the same run without the hold.
