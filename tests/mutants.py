@@ -284,7 +284,7 @@ MUTANTS = (
         f"{CORE}/acceleration.py",
         "edges = sorted({0, width,",
         "edges = sorted({1, width,",
-        "tests/core/test_acceleration.py",
+        "tests/core/test_faster_derivatives.py",
     ),
     Mutant(
         "scale a low-rank delta wrongly",
