@@ -112,13 +112,6 @@ RUNS = [
 app = typer.Typer(no_args_is_help=True)
 
 
-def tuned(task, method, chosen, replay, lr, seed, folder):
-    """Fine-tune into a folder; returns the result of `finetune`."""
-    more = {"replay": "auto", "replay_weight": replay} if replay else {}
-    said = json.loads(chosen or "{}")
-    return finetuned(task, method, said, lr, seed, task.prepare(folder), folder, **more)
-
-
 def one_run(name, method, chosen, replay, lr, seed):
     """Fine-tune once and look at every held-out set; returns a row of the CSV."""
     torch.set_num_threads(1)
@@ -129,9 +122,13 @@ def one_run(name, method, chosen, replay, lr, seed):
         "seed": seed, "steps": CPU.steps, "batch_size": CPU.batch, "device": "cpu",
         "commit": commit(),
     }  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
+    more = {"replay": "auto", "replay_weight": replay} if replay else {}
+    said = json.loads(chosen or "{}")
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
         try:
-            result = tuned(task, method, chosen, replay, lr, seed, Path(folder))
+            splits = task.prepare(folder)
+            result = finetuned(task, method, said, lr, seed, splits, folder, **more)
         except DivergedError:
             return row | {"seconds": round(time.monotonic() - start)}
         row["valid_forces_mae"] = result.table.loc["valid after", "forces_mae"]

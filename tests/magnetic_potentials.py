@@ -12,7 +12,7 @@ import torch
 from ase.build import bulk, molecule
 from e3nn import o3
 from magnetic_cases import LeakyBlock, PolarBlock, broken, magnetic
-from potentials import random_deltas
+from potentials import assert_accelerated_the_same, random_deltas
 
 import e3sparse
 from e3sparse import magnetism, symmetry
@@ -70,6 +70,17 @@ def subjects(load_tiny, tmp_path_factory):
         return made[state, spin_orbit]
 
     return get
+
+
+def test_the_faster_evaluation_of_the_backbone_says_the_same(load_tiny):
+    potential = magnetic(load_tiny(torch.float64), True)
+    adapter = random_deltas(potential, "linear")
+    atoms = molecule("H2O")
+    atoms.arrays["spin"] = np.eye(3)
+    parameters = [*adapter.parameters(), *potential.fresh_parameters()]
+    assert potential.accelerate
+    assert_accelerated_the_same(potential, [atoms], parameters)
+    assert not potential.backbone.accelerate
 
 
 def _cases():

@@ -233,8 +233,8 @@ MUTANTS = (
     Mutant(
         "keep more entries than were asked for",
         f"{CORE}/deltas/base.py",
-        "keep = flat > threshold",
-        "keep = flat >= threshold",
+        "excess = int(torch.count_nonzero(keep)) - count",
+        "excess = 0",
         "tests/core/test_budget.py",
     ),
     Mutant(

@@ -81,8 +81,8 @@ class Budget(Method):
     warmup, ramp_end
         Where the fall begins and ends, as shares of the training.
     choices
-        How often the kept entries are chosen, at most, at even distances: at each step of a
-        training that is not longer. More of them prune no more smoothly, and cost time.
+        How often the kept entries are chosen, at most, in a training: at each step of one that is
+        not longer, at even distances in a longer one. Fewer cost less and prune less smoothly.
     memory
         Steps that a pruned entry has to come back: at each it forgets one part in `memory` of
         where it has been pushed.

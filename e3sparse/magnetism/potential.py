@@ -65,6 +65,15 @@ class MagneticPotential(Potential):
             setattr(self, name, getattr(backbone, name))
         self.parity = backbone.parity
 
+    @property
+    def accelerate(self) -> bool:
+        """Whether the backbone may evaluate in a faster way than its framework does."""
+        return self.backbone.accelerate
+
+    @accelerate.setter
+    def accelerate(self, faster: bool) -> None:
+        self.backbone.accelerate = faster
+
     def graph(self, atoms: Atoms) -> tuple[Any, Array | None, int]:
         return self.backbone.graph(atoms), spins_of(atoms), len(atoms)
 

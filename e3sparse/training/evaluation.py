@@ -146,14 +146,14 @@ def _mae_rmse(name: str, off: Array) -> dict[str, float]:
 
 
 def setback(rows: dict[str, dict[str, float]], lr: float) -> str | None:
-    """Return a sentence if training has made the forces of validation frames worse."""
+    """Return a sentence if training at rate `lr` has made forces of validation frames worse."""
     before, after = (rows[f"valid {when}"]["forces_mae"] for when in ("before", "after"))
     if after <= before:
         return None
     return (
         f"On the validation frames forces are off by {after:.4g} meV/Å, and were by {before:.4g} "
-        f"before: training went astray, so do not use this model. Give a lower --lr than {lr:g}; "
-        "metrics.csv shows where it began."
+        f"before. If they matter here, give a lower --lr than {lr:g}; metrics.csv shows where it "
+        "began."
     )
 
 

@@ -100,7 +100,6 @@ class MACEPotential(Potential):
             ),
         }
         self._table = AtomicNumberTable(list(numbers))
-        self.accelerate = True
         self._acceleration = Acceleration(self.module)
 
     def _interactions(self) -> list[tuple[str, Any]]:

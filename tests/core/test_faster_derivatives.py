@@ -176,10 +176,6 @@ def test_a_trace_of_the_forward_pass_keeps_the_gradient():
         torch.testing.assert_close(plain, kept)
 
 
-def graph_of(function):
-    return fx.symbolic_trace(function)
-
-
 @pytest.mark.parametrize(
     "function",
     [
@@ -191,4 +187,4 @@ def graph_of(function):
     ],
 )
 def test_what_does_not_fit_is_left(function):
-    assert cut_at_once(graph_of(function)) is None
+    assert cut_at_once(fx.symbolic_trace(function)) is None

@@ -238,7 +238,7 @@ def test_a_training_that_made_things_worse_says_so(
     worse = table.loc["valid after", "forces_mae"] > table.loc["valid before", "forces_mae"]
     assert worse == astray
     said = " ".join(capsys.readouterr().out.split())
-    assert (f"Give a lower --lr than {lr:g}" in said) == astray
+    assert (f"give a lower --lr than {lr:g}" in said) == astray
 
 
 def test_an_interruption_leaves_the_best_model_alone(
