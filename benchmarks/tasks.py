@@ -130,6 +130,8 @@ _SEVENNET = {
         FULL: (1e-3, 3e-3, 1e-2, 2e-2),
         LOW_RANK: (3e-3, 1e-2, 3e-2, 6e-2, 1.2e-1),
         **_OF_MANY,
+        **SCRATCH,
+        **others("reduce_*"),
     },
 }
 
