@@ -181,7 +181,7 @@ TASKS = {
             "7net-carbon", "7net-0", "carbon_gap20_100",
             "SevenNet-0 on crystals of carbon of 4 atoms at -22 to 131 GPa (LDA), 50 training, 20 "
             "validation and 30 test frames", train="all.xyz", test=None,
-            on_cpu={"batch": 1}, **narrow(_OF_MANY, (0.1889, 0.8485), slower=(0.5,)),
+            on_cpu={"batch": 1}, **narrow(_OF_MANY, (0.1889, 0.8485), slower=(0.25, 0.5)),
         ),
         Task(
             "mace-ethanol", _SMALL_MACE, "rmd17_ethanol",
