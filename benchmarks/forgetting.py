@@ -20,6 +20,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
@@ -41,17 +42,19 @@ from e3sparse.training.evaluation import MEV, predict
 from e3sparse.training.frames import LabelKeys, read_split
 
 CSV = HERE / "results" / "forgetting.csv"
-FRAMES = 40
-"""Of each held-out set, at most, evenly spaced."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """A set that is not trained on; `same_level`: the base model learnt this level of theory."""
+    """A set that is not trained on; `same_level`: the base model learnt this level of theory.
+
+    `frames` are taken of it at most, evenly spaced.
+    """
 
     name: str
     file: str
     same_level: bool
+    frames: int = 40
 
 
 MOLECULES = [
@@ -59,10 +62,10 @@ MOLECULES = [
     for m in ("aspirin", "toluene", "azobenzene", "naphthalene")
 ]
 CRYSTALS = [
-    Held("Cu", "snap_Cu/train.xyz", False),
-    Held("Si", "mlearn_Si/test.xyz", False),
+    Held("Cu", "snap_Cu/train.xyz", False, 10),
+    Held("Si", "mlearn_Si/test.xyz", False, 10),
     Held("NbMoTaW", "snap_NbMoTaW/train.xyz", False),
-    Held("water", "water_revpbe0d3_fewshot/train.xyz", False),
+    Held("water", "water_revpbe0d3_fewshot/train.xyz", False, 6),
 ]
 HELD = {"mace-ethanol": MOLECULES, "7net-ethanol": CRYSTALS}
 
@@ -136,20 +139,27 @@ def one_run(name, method, chosen, replay, lr, seed):
         for column in ("energy_mae", "forces_mae"):
             row[f"test_{column}"] = result.table.loc["test after", column]
             row[f"zero_shot_test_{column}"] = result.table.loc["test before", column]
-        base = load_potential(task.model)
         after = load_potential(str(next((result.out).glob("model.*"))))
         for held in HELD[name]:
-            row |= drift(held, base, after)
+            row |= drift(held, task.model, after)
     return row
 
 
-def drift(held, base, after):
-    """Return how far a model has moved from the base on a held-out set, and from DFT."""
+@lru_cache
+def by_base(held, model):
+    """Return the frames of a held-out set, and what the base model says of them."""
+    base = load_potential(model)
     frames, _ = read_split(
         DATA / held.file, LabelKeys(), known=base.species.numbers, cutoff=base.cutoff
     )
-    frames = frames[:: -(-len(frames) // FRAMES)]
-    was, now = predict(base, frames, 4), predict(after, frames, 4)
+    frames = frames[:: -(-len(frames) // held.frames)]
+    return frames, predict(base, frames, 4)
+
+
+def drift(held, model, after):
+    """Return how far a model has moved from the base on a held-out set, and from DFT."""
+    frames, was = by_base(held, model)
+    now = predict(after, frames, 4)
     atoms = np.array([len(f.atoms) for f in frames])
     energies = (now.energy - was.energy) / atoms
     found = {
@@ -248,13 +258,14 @@ def lines(task, rows):
     heads += [f"{h.name}: {'F MAE' if h.same_level else 'drift of F'} (meV/Å)" for h in held]
     heads += ["mean drift of F (meV/Å)"]
     first = rows[rows["task"] == task].iloc[0]
+    counts = ", ".join(f"{h.name} {h.frames}" for h in held)
     written = [
         f"# Forgetting: {task}",
         "",
         (__doc__ or "").split("\n\n", 1)[1].rstrip(),
         "",
         f"{TASKS[task].about}. {CPU.steps} steps of batch {CPU.batch}; mean ± standard "
-        f"deviation over {len(SEEDS)} seeds; at most {FRAMES} frames of each held-out set.",
+        f"deviation over {len(SEEDS)} seeds. Frames of each held-out set, at most: {counts}.",
         "",
         "| " + " | ".join(heads) + " |",
         "|" + "---|" * len(heads),
