@@ -1,46 +1,22 @@
 """From run folders, adapter folders and model files to `Change`."""
 
-import json
-import pickle
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 import e3sparse
 from e3sparse.adapter import Adapter
-from e3sparse.adapter_config import CONFIG_NAME
-from e3sparse.adapter_config import read_config as read_adapter_config
 from e3sparse.analysis.change import Change, Rest
+from e3sparse.analysis.origin import Origin, distinct, elements_trained_on, find_origin, thresholds
 from e3sparse.backends import Potential, load_potential
-from e3sparse.errors import ConfigError, E3SparseError, PatchError, nearest
+from e3sparse.errors import ConfigError, E3SparseError, PatchError
 from e3sparse.merging import base_parameter
 from e3sparse.patching import adapters
 from e3sparse.paths import Layout
 from e3sparse.targets import candidates
-from e3sparse.training.config import read_config as read_run_config
-
-# As `e3sparse.training.run` writes them; importing that would import Lightning.
-_RUN_CONFIG, _RESULTS, _ADAPTER = "config.yaml", "results.json", "adapter"
-_FORCES = "forces_mae_"
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Where a change comes from: the folders that are there, and what to load."""
-
-    source: Path
-    adapter: Path | None
-    run: Path | None
-    base: str
-    backend: str | None
-    head: str | None
-    method: str
-    magnetic: bool
 
 
 class _Models:
@@ -106,64 +82,17 @@ def read_changes(
     models = _Models()
     changes = []
     for source in map(Path, sources):
-        origin = _origin(source, base, backend, head)
+        origin = find_origin(source, base, backend, head)
         read = _adapter if origin.adapter is not None else _whole_model
         change = read(origin, models)
-        recorded = _trained_on(origin) if elements is None else frozenset(elements)
+        recorded = elements_trained_on(origin) if elements is None else frozenset(elements)
         changes.append(replace(change, trained_on=recorded))
     _check_comparable(changes)
-    names = _distinct([Path(source) for source in sources])
+    names = distinct([Path(source) for source in sources])
     return [replace(change, name=name) for change, name in zip(changes, names, strict=True)]
 
 
-def _origin(source: Path, base: str | None, backend: str | None, head: str | None) -> _Origin:
-    if not source.is_dir():
-        there = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
-        raise ConfigError(
-            f"There is no folder {source}.{nearest(source.name, there)} Give a run folder of "
-            "e3sparse finetune, or an adapter folder."
-        )
-    is_run = (source / _RUN_CONFIG).is_file()
-    folder = source / _ADAPTER if is_run else source
-    adapter = folder if (folder / CONFIG_NAME).is_file() else None
-    if adapter is None and not is_run:
-        raise ConfigError(
-            f"{source} is neither a run folder (it has no {_RUN_CONFIG}) nor an adapter folder (it "
-            f"has no {CONFIG_NAME})."
-        )
-    if not is_run:
-        config = read_adapter_config(source)
-        # The folder `adapter` of a run lies beside what the run recorded.
-        run = source.parent if (source.parent / _RUN_CONFIG).is_file() else None
-        settings = read_run_config(run / _RUN_CONFIG) if run else {"model": config.base_model}
-        settings["method"] = config.method
-    else:
-        run, settings = source, read_run_config(source / _RUN_CONFIG)
-        if not (source / _RESULTS).is_file():
-            raise ConfigError(
-                f"The run in {source} has not finished: it has no {_RESULTS}. Go on with "
-                f"e3sparse finetune --resume --out {source}."
-            )
-    if settings["method"] == "scratch":
-        raise ConfigError(
-            f"{source} was trained from scratch: there is no base model that it could have changed."
-        )
-    model = base or settings.get("model")
-    if not model:
-        raise ConfigError(f"{source} does not say which base model it belongs to: give --base.")
-    return _Origin(
-        source,
-        adapter,
-        run,
-        str(model),
-        backend or settings.get("backend"),
-        head or settings.get("head"),
-        str(settings["method"]),
-        bool(settings.get("magnetic")),
-    )
-
-
-def _base(origin: _Origin, models: _Models) -> Potential:
+def _base(origin: Origin, models: _Models) -> Potential:
     try:
         return models.get(origin.base, origin.backend, origin.head)
     except E3SparseError as error:
@@ -221,7 +150,7 @@ def change_of(
     )
 
 
-def _adapter(origin: _Origin, models: _Models) -> Change:
+def _adapter(origin: Origin, models: _Models) -> Change:
     assert origin.adapter is not None
     potential = _base(origin, models)
     adapter = e3sparse.load(
@@ -235,7 +164,7 @@ def _adapter(origin: _Origin, models: _Models) -> Change:
     adapter.remove()
     return replace(
         change,
-        thresholds=_thresholds(origin, change.layouts),
+        thresholds=thresholds(origin, change.layouts),
         backend=origin.backend,
         head=origin.head,
         magnetic=origin.magnetic,
@@ -253,7 +182,7 @@ def _weight(module: nn.Module, path: str, layout: Layout) -> Tensor:
 
 
 @torch.no_grad()
-def _whole_model(origin: _Origin, models: _Models) -> Change:
+def _whole_model(origin: Origin, models: _Models) -> Change:
     assert origin.run is not None
     files = sorted(origin.run.glob("model.*"))
     if not files:
@@ -307,41 +236,6 @@ def _rest(base: Potential, tuned: Potential, layouts: dict[str, Layout]) -> Rest
     )
 
 
-def _thresholds(origin: _Origin, paths: Iterable[str]) -> dict[str, float]:
-    """Read δ = sigmoid(τ) of each layer from the checkpoint of a run, without unpickling code."""
-    best = origin.run / "checkpoints" / "best.ckpt" if origin.run else None
-    if origin.method != "soft_threshold" or best is None or not best.is_file():
-        return {}
-    try:
-        state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError):
-        return {}
-    taus = {name: value for name, value in state.items() if name.endswith(".tau")}
-    found = {}
-    for path in paths:
-        for name, tau in taus.items():
-            # Below spin-aware layers the base model is their backbone.
-            if name.startswith((f"model.{path}.e3sparse.", f"model.backbone.{path}.e3sparse.")):
-                found[path] = float(torch.sigmoid(tau.double()))
-    return found
-
-
-def _trained_on(origin: _Origin) -> frozenset[int] | None:
-    """Read the elements of the training frames off the errors by element that a run recorded."""
-    recorded: dict[str, Any] = {}
-    if origin.run is not None and (origin.run / _RESULTS).is_file():
-        recorded = json.loads((origin.run / _RESULTS).read_text())["errors"]
-    elif origin.adapter is not None:
-        recorded = read_adapter_config(origin.adapter).metrics
-    errors = recorded.get("train after")
-    if not isinstance(errors, dict):
-        return None
-    symbols = [key.removeprefix(_FORCES) for key in errors if key.startswith(_FORCES)]
-    # The table of a run has one column for every element of any of its files.
-    there = [s for s in symbols if errors[f"{_FORCES}{s}"] is not None]
-    return frozenset(chemical_symbols.index(s) for s in there) or None
-
-
 def _check_comparable(changes: Sequence[Change]) -> None:
     first = changes[0]
     for other in changes[1:]:
@@ -361,18 +255,3 @@ def _check_comparable(changes: Sequence[Change]) -> None:
                 f"{other.name} and {first.name} have no layer in common: they are of different "
                 "models, or of targets that do not meet."
             )
-
-
-def _distinct(sources: Sequence[Path]) -> list[str]:
-    """Name folders by as many of their last parts as it takes to tell them apart."""
-    resolved = [source.resolve() for source in sources]
-    if len(set(resolved)) < len(resolved):
-        twice = next(p for i, p in enumerate(sources) if resolved[i] in resolved[:i])
-        raise ConfigError(f"{twice} is given twice: compare different folders.")
-    parts = [p.parts[:-1] if p.name == _ADAPTER else p.parts for p in resolved]
-    if len(set(parts)) < len(parts):
-        parts = [p.parts for p in resolved]
-    length = 1
-    while len({part[-length:] for part in parts}) < len(parts):
-        length += 1
-    return ["/".join(part[-length:]) for part in parts]

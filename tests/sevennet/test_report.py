@@ -9,9 +9,8 @@ import torch
 from sample_frames import labelled
 from support import load
 
-from e3sparse.analysis import absent_table, read_change, read_changes, total
+from e3sparse.analysis import absent_table, origin, read_change, read_changes, total
 from e3sparse.analysis.causality import ablate
-from e3sparse.analysis.reading import _RESULTS, _RUN_CONFIG
 from e3sparse.errors import AdapterFileError, ConfigError, DataError
 from e3sparse.training.run_folder import CONFIG, RESULTS
 
@@ -49,7 +48,7 @@ def runs(tiny_checkpoint, data_files, tmp_path_factory):
 
 
 def test_run_folders_are_called_the_same_everywhere():
-    assert (_RUN_CONFIG, _RESULTS) == (CONFIG, RESULTS)
+    assert (origin.RUN_CONFIG, origin.RESULTS) == (CONFIG, RESULTS)
 
 
 @pytest.mark.parametrize("method", METHODS)

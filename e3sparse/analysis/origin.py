@@ -1,0 +1,140 @@
+"""Where a change is read from: what run folders and adapter folders say of themselves."""
+
+import json
+import pickle
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase.data import chemical_symbols
+
+from e3sparse.adapter_config import CONFIG_NAME
+from e3sparse.adapter_config import read_config as read_adapter_config
+from e3sparse.errors import ConfigError, nearest
+from e3sparse.training.config import read_config as read_run_config
+
+# As `e3sparse.training.run` writes them; importing that would import Lightning.
+RUN_CONFIG, RESULTS, _ADAPTER = "config.yaml", "results.json", "adapter"
+_FORCES = "forces_mae_"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a change comes from: the folders that are there, and what to load."""
+
+    source: Path
+    adapter: Path | None
+    run: Path | None
+    base: str
+    backend: str | None
+    head: str | None
+    method: str
+    magnetic: bool
+
+
+def find_origin(
+    source: Path, base: str | None = None, backend: str | None = None, head: str | None = None
+) -> Origin:
+    """Find out what a folder holds; `base`, `backend` and `head` overrule what it says.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither a run nor an adapter folder, its run did not finish, or it has no base.
+    """
+    if not source.is_dir():
+        there = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
+        raise ConfigError(
+            f"There is no folder {source}.{nearest(source.name, there)} Give a run folder of "
+            "e3sparse finetune, or an adapter folder."
+        )
+    is_run = (source / RUN_CONFIG).is_file()
+    folder = source / _ADAPTER if is_run else source
+    adapter = folder if (folder / CONFIG_NAME).is_file() else None
+    if adapter is None and not is_run:
+        raise ConfigError(
+            f"{source} is neither a run folder (it has no {RUN_CONFIG}) nor an adapter folder (it "
+            f"has no {CONFIG_NAME})."
+        )
+    if not is_run:
+        config = read_adapter_config(source)
+        # The folder `adapter` of a run lies beside what the run recorded.
+        run = source.parent if (source.parent / RUN_CONFIG).is_file() else None
+        settings = read_run_config(run / RUN_CONFIG) if run else {"model": config.base_model}
+        settings["method"] = config.method
+    else:
+        run, settings = source, read_run_config(source / RUN_CONFIG)
+        if not (source / RESULTS).is_file():
+            raise ConfigError(
+                f"The run in {source} has not finished: it has no {RESULTS}. Go on with "
+                f"e3sparse finetune --resume --out {source}."
+            )
+    if settings["method"] == "scratch":
+        raise ConfigError(
+            f"{source} was trained from scratch: there is no base model that it could have changed."
+        )
+    model = base or settings.get("model")
+    if not model:
+        raise ConfigError(f"{source} does not say which base model it belongs to: give --base.")
+    return Origin(
+        source,
+        adapter,
+        run,
+        str(model),
+        backend or settings.get("backend"),
+        head or settings.get("head"),
+        str(settings["method"]),
+        bool(settings.get("magnetic")),
+    )
+
+
+def thresholds(origin: Origin, paths: Iterable[str]) -> dict[str, float]:
+    """Read δ = sigmoid(τ) of each layer from the checkpoint of a run, without unpickling code."""
+    best = origin.run / "checkpoints" / "best.ckpt" if origin.run else None
+    if origin.method != "soft_threshold" or best is None or not best.is_file():
+        return {}
+    try:
+        state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError):
+        return {}
+    taus = {name: value for name, value in state.items() if name.endswith(".tau")}
+    found = {}
+    for path in paths:
+        for name, tau in taus.items():
+            # Below spin-aware layers the base model is their backbone.
+            if name.startswith((f"model.{path}.e3sparse.", f"model.backbone.{path}.e3sparse.")):
+                found[path] = float(torch.sigmoid(tau.double()))
+    return found
+
+
+def elements_trained_on(origin: Origin) -> frozenset[int] | None:
+    """Read the elements of the training frames off the errors by element that a run recorded."""
+    recorded: dict[str, Any] = {}
+    if origin.run is not None and (origin.run / RESULTS).is_file():
+        recorded = json.loads((origin.run / RESULTS).read_text())["errors"]
+    elif origin.adapter is not None:
+        recorded = read_adapter_config(origin.adapter).metrics
+    errors = recorded.get("train after")
+    if not isinstance(errors, dict):
+        return None
+    symbols = [key.removeprefix(_FORCES) for key in errors if key.startswith(_FORCES)]
+    # The table of a run has one column for every element of any of its files.
+    there = [s for s in symbols if errors[f"{_FORCES}{s}"] is not None]
+    return frozenset(chemical_symbols.index(s) for s in there) or None
+
+
+def distinct(sources: Sequence[Path]) -> list[str]:
+    """Name folders by as many of their last parts as it takes to tell them apart."""
+    resolved = [source.resolve() for source in sources]
+    if len(set(resolved)) < len(resolved):
+        twice = next(p for i, p in enumerate(sources) if resolved[i] in resolved[:i])
+        raise ConfigError(f"{twice} is given twice: compare different folders.")
+    parts = [p.parts[:-1] if p.name == _ADAPTER else p.parts for p in resolved]
+    if len(set(parts)) < len(parts):
+        parts = [p.parts for p in resolved]
+    length = 1
+    while len({part[-length:] for part in parts}) < len(parts):
+        length += 1
+    return ["/".join(part[-length:]) for part in parts]
