@@ -109,6 +109,7 @@ RUNS = [
     Run("full", replay=0.1, slower=SLOWER),
     Run("low_rank", LOW_RANK, replay=0.1, slower=SLOWER),
     Run("budget", BUDGET, replay=0.1, slower=SLOWER),
+    Run("budget", BUDGET, replay=0.1, slower=(4.0,)),
     Run("budget", BUDGET, replay=0.3, slower=SLOWER),
 ]
 
