@@ -49,9 +49,9 @@ test: lint .venv-mace/ready .venv-nequip/ready
 	$(PYTEST) .venv-nequip/bin/python -m pytest -n 2 -m '$(QUICK)' tests/nequip_torch
 	$(PYTEST) .venv/bin/python -m pytest -n 2 -m '$(QUICK)'
 
-test-slow: .venv/ready .venv-nequip/ready
+# Compiled training and compiled packages of NequIP and Allegro: about 4 minutes.
+test-slow: .venv-nequip/ready
 	$(PYTEST) .venv-nequip/bin/python -m pytest -n 2 -m slow tests/nequip_torch
-	$(PYTEST) .venv/bin/python -m pytest -n 2 -m slow
 
 # 1,000 elements of O(3) a case: about 40 minutes.
 test-nightly: .venv/ready .venv-mace/ready
