@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from e3sparse.analysis import figures, group_table
 from e3sparse.analysis.causality import Ablation
+from e3sparse.analysis.heatmap import Scale
 from e3sparse.analysis.periodic_table import place
 from e3sparse.analysis.report import PAGE, write_report
 from e3sparse.errors import ConfigError
@@ -99,7 +100,7 @@ def test_panels_share_one_colour_scale(name):
 
 
 def test_colours_are_told_apart_in_grey():
-    scale = figures._Scale.of([1e-4, 1.0])
+    scale = Scale.of([1e-4, 1.0])
     colors = [scale.color(v)[:3] for v in np.logspace(-4, 0, 40)]
     luminance = [0.3 * r + 0.59 * g + 0.11 * b for r, g, b in colors]
     assert (np.diff(luminance) < 0).all()
