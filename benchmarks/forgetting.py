@@ -7,8 +7,9 @@
 
 Fine-tuned as by benchmarks/methods.py, at the learning rates that it chose, or slower, as the table
 says; with replay at that rate, a half or a quarter of it, whichever is best on validation with seed
-0. Drift: mean absolute difference of forces from the base model's on sets of which no frame was
-trained on; of energies per atom, less their mean over the set, because the zero of energy is free.
+0, and `budget` at a quarter in any case. Drift: mean absolute difference of forces from the base
+model's on sets of which no frame was trained on; of energies per atom, less their mean over the
+set, because the zero of energy is free.
 Where labels of the base model's own level of theory exist the table gives the force error instead.
 Replay: `--replay auto`, small structures of all elements labelled by the base model; its weight, if
 any. `run` resumes where it stopped; every run is a row of benchmarks/results/forgetting.csv.

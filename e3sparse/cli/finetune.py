@@ -83,7 +83,8 @@ def finetune(
         str | None,
         typer.Option(
             help="auto, or a file of structures: penalise drift from the base model on small "
-            "structures of all its elements or on these, labelled by itself.  (default none)",
+            "structures of all its elements or on these, labelled by itself. Give a lower --lr "
+            "with it.  (default none)",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
