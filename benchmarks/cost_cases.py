@@ -3,16 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import torch
 from ase.build import bulk, molecule
 from ase.data import chemical_symbols
 
-from e3sparse.backends import load_potential
-from e3sparse.training.frames import Frame
+from e3sparse.frames.reading import Frame
+from e3sparse.potentials.backends import load_potential
 
 FULL = "full"
+CUEQ = "full, cuEquivariance"
 MOLECULES = ("CH3CH2OH", "C6H6", "CH3CONH2", "C5H5N")
 OAM_L_PARAMETERS = 9_605_777
 OAM_L_TYPES = [chemical_symbols[z] for z in (*range(1, 84), *range(89, 95))]
@@ -23,12 +25,18 @@ class Case:
     """What is trained, and how; without targets, what the framework itself trains.
 
     `accelerated`: whether the backend evaluates in its faster way, as no framework does itself.
+    `cueq`: whether the framework converts its model to cuEquivariance.
     """
 
     targets: str | None = None
     method: str | None = None
     lora: int | None = None
     accelerated: bool = True
+    cueq: bool = False
+
+    def possible(self, device):
+        """Whether what it needs is there."""
+        return not self.cueq or (device != "cpu" and find_spec("cuequivariance_torch") is not None)
 
     def patch(self, potential):
         """Patch a potential; returns the adapter, if it is by us that it is trained."""
@@ -43,26 +51,26 @@ class Setup:
 
     about: str
     cases: dict[str, Case]
-    frames: Callable[[], list[Frame]]
+    frames: Callable[[int], list[Frame]]  # from how often the batch is repeated, rattled anew
     make: Callable  # (case, device) to (potential, adapter)
 
 
-def rock_salt(count, repeat):
+def rock_salt(count, repeat, copies):
     """Return rattled rock salt with random labels: only their shapes matter here."""
     frames = []
     rng = np.random.default_rng(0)
-    for seed in range(count):
+    for seed in range(count * copies):
         atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True) * (repeat, repeat, repeat)
         atoms.rattle(0.1, seed=seed)
         frames.append(Frame(atoms, -3.0 * len(atoms), rng.normal(size=(len(atoms), 3)), None))
     return frames
 
 
-def molecules():
+def molecules(copies):
     """Return rattled molecules with random labels: only their shapes matter here."""
     rng = np.random.default_rng(0)
     frames = []
-    for seed, name in enumerate(MOLECULES):
+    for seed, name in enumerate(MOLECULES * copies):
         atoms = molecule(name)
         atoms.rattle(0.05, seed=seed)
         frames.append(Frame(atoms, -3.0 * len(atoms), rng.normal(size=(len(atoms), 3)), None))
@@ -70,9 +78,17 @@ def molecules():
 
 
 def named(model, case, device):
-    """Return a model that is loaded by name or file, and its adapter."""
+    """Return a SevenNet that is loaded by name, and its adapter."""
+    import sevenn.util
+
     potential = load_potential(model, device=device)
     potential.accelerate = case.accelerated
+    if case.cueq:
+        checkpoint = sevenn.util.load_checkpoint(model)
+        potential.module = checkpoint.build_model(enable_cueq=True).to(device)
+        potential.module.set_is_batch_data(True)
+        # SevenNet falls back to e3nn with a warning.
+        assert any("cuequivariance" in type(m).__module__ for m in potential.module.modules())
     return potential, case.patch(potential)
 
 
@@ -81,9 +97,12 @@ def mace(architecture, case, device):
     import mace  # noqa: F401 -- before e3nn
     from e3sparse_mace.architectures import random_model
     from e3sparse_mace.backend import MACEPotential
+    from mace.cli import convert_e3nn_cueq
     from mace.modules.lora import inject_LoRAs
 
     module = random_model(architecture, torch.float64)
+    if case.cueq:
+        module = convert_e3nn_cueq.run(module.to(device), device=device)
     if case.lora is not None:
         inject_LoRAs(module, rank=case.lora, alpha=1)
     potential = MACEPotential(architecture, module, device=device, dtype=None, head=None)
@@ -124,6 +143,7 @@ SEVENNET = {
     "linear, budget": Case("linear", "budget"),
     "all, budget": Case("all", "budget"),
     "full, accelerated": Case(),
+    CUEQ: Case(accelerated=False, cueq=True),
 }
 MACE = {
     FULL: Case(accelerated=False),
@@ -134,6 +154,7 @@ MACE = {
     **{f"{t}, budget": Case(t, "budget") for t in ("linear", "all", "last", "products")},
     "everything, budget": Case("everything", "budget"),
     "full, accelerated": Case(),
+    CUEQ: Case(accelerated=False, cueq=True),
 }
 NEQUIP = {
     FULL: Case(accelerated=False),

@@ -12,7 +12,8 @@ of the middle of a training of at most 400, where a budget chooses its entries a
 one it chooses no more often, and its share is smaller by as much. Memory is measured in a process
 for each case: the growth of the peak resident set over the steps (of the allocator's peak on CUDA),
 with large blocks taken from the system one by one: glibc's reuse of them makes the same case differ
-by a factor of two from run to run. After the rounds each delta is merged, which has to leave the
+by a factor of two from run to run. CUDA's allocator counts what is in use, so there one process
+does. After the rounds each delta is merged, which has to leave the
 energies as they were, and the merged models take turns with the one that was not patched, at
 energies and forces of the same batch. Every case is a row of benchmarks/results/costs.csv; `run`
 replaces those of its model and device. MACE and NequIP have random weights in their published
@@ -38,7 +39,7 @@ from cost_cases import FULL, SETUPS
 from methods import commit
 from rich.progress import track
 
-from e3sparse.training.data import FrameDataset, loader
+from e3sparse.frames.batches import FrameDataset, loader
 from e3sparse.training.losses import Loss
 from e3sparse.training.module import FineTuning
 from e3sparse.training.optimizers import make_optimizer, set_averaged
@@ -168,20 +169,25 @@ def run(
     rounds: Annotated[int, typer.Option(help="How often each case takes its turn.")] = 9,
     device: str = "cpu",
     threads: int = 1,
+    copies: Annotated[int, typer.Option(help="How often the batch is repeated.")] = 1,
     memory_of: Annotated[str | None, typer.Option(hidden=True)] = None,
 ):
     """Measure every case of a model."""
     torch.set_num_threads(threads)
     setup = SETUPS[model]
-    frames = setup.frames()
+    cases = {name: case for name, case in setup.cases.items() if case.possible(device)}
+    frames = setup.frames(copies)
     if memory_of is not None:
-        stepper = Stepper(*setup.make(setup.cases[memory_of], device), frames)
+        stepper = Stepper(*setup.make(cases[memory_of], device), frames)
         print(json.dumps(measure_memory(stepper, device)))
         return
-    arguments = [model, "--device", device, "--threads", str(threads)]
-    peaks = {case: memory_elsewhere(case, arguments) for case in track(setup.cases, "memory")}
-    steppers = {c: Stepper(*setup.make(case, device), frames) for c, case in setup.cases.items()}
+    arguments = [model, "--device", device, "--threads", str(threads), "--copies", str(copies)]
+    peaks = {}
+    if device == "cpu":
+        peaks = {case: memory_elsewhere(case, arguments) for case in track(cases, "memory")}
+    steppers = {c: Stepper(*setup.make(case, device), frames) for c, case in cases.items()}
     steps = in_turns({c: s.step for c, s in steppers.items()}, rounds, device, "steps")
+    peaks = peaks or {c: measure_memory(s, device) for c, s in steppers.items()}
     own = {
         case: float(np.median([s.delta_seconds() for _ in range(10)])) / steps[case].median()
         for case, s in steppers.items()
@@ -192,8 +198,8 @@ def run(
     inference = in_turns(merged, rounds, device, "inference")
     rows = [
         {
-            "model": model, "case": case, "targets": setup.cases[case].targets,
-            "method": setup.cases[case].method, "trainable": stepper.trainable,
+            "model": model, "case": case, "targets": cases[case].targets,
+            "method": cases[case].method, "trainable": stepper.trainable,
             "step_seconds": steps[case].median(), **quartiles(steps[case] / steps[FULL], "time"),
             "memory_mib": peaks[case] / 2**20, "memory": peaks[case] / peaks[FULL],
             "own_share": own.get(case), "merge_error": off[case],
@@ -239,6 +245,8 @@ def lines(model, rows):
     """Return the lines of the table of a model on a device."""
     first = rows.iloc[0]
     device = "" if first["device"] == "cpu" else f" --device {first['device']}"
+    if len(copies := SETUPS[model].frames(1)) < first["frames"]:
+        device += f" --copies {first['frames'] // len(copies)}"
     return [
         f"# Cost of a step: {model}",
         "",

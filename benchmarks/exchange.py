@@ -16,8 +16,8 @@ from magnetic import MODEL, RESULTS, SHOWN, kept, read_rows
 from magnetic_tasks import TASKS
 from tasks import SEEDS
 
-from e3sparse.backends import load_potential
 from e3sparse.magnetism import load
+from e3sparse.potentials.backends import load_potential
 from e3sparse.symmetry import PotentialSubject
 from e3sparse.training.run import SPIN_LAYERS
 

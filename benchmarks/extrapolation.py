@@ -31,10 +31,10 @@ import typer
 from methods import commit, finetuned, rate_of, spread
 from tasks import DATA, HERE, SEEDS, TASKS, label, settings
 
-from e3sparse.backends import load_potential
-from e3sparse.training.evaluation import MEV, errors, predict
-from e3sparse.training.frames import Frame, LabelKeys, read_frames
-from e3sparse.training.references import fit_references
+from e3sparse.frames.evaluation import MEV, errors, predict
+from e3sparse.frames.reading import Frame, LabelKeys, read_frames
+from e3sparse.frames.references import fit_references
+from e3sparse.potentials.backends import load_potential
 
 RESULTS = HERE / "results"
 CSV, SCAN = RESULTS / "extrapolation.csv", RESULTS / "extrapolation_dihedral.csv"

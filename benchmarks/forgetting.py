@@ -37,10 +37,10 @@ import typer
 from methods import commit, finetuned, rate_of, spread
 from tasks import CPU, DATA, HERE, SEEDS, TASKS, settings
 
-from e3sparse.backends import load_potential
 from e3sparse.errors import DivergedError
-from e3sparse.training.evaluation import MEV, predict
-from e3sparse.training.frames import LabelKeys, read_split
+from e3sparse.frames.evaluation import MEV, predict
+from e3sparse.frames.reading import LabelKeys, read_split
+from e3sparse.potentials.backends import load_potential
 
 CSV = HERE / "results" / "forgetting.csv"
 

@@ -10,10 +10,10 @@ from e3sparse_mace.backend import MACEPotential
 from mace import tools
 from mace.cli import run_train
 
-from e3sparse.backends import load_potential
-from e3sparse.training.evaluation import error_table, errors, predict
-from e3sparse.training.frames import LabelKeys, read_frames
-from e3sparse.training.references import fit_references
+from e3sparse.frames.evaluation import error_table, errors, predict
+from e3sparse.frames.reading import LabelKeys, read_frames
+from e3sparse.frames.references import fit_references
+from e3sparse.potentials.backends import load_potential
 
 
 def finetune_with_lora(

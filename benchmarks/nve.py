@@ -25,9 +25,9 @@ from ase.md.verlet import VelocityVerlet
 from methods import commit, finetuned, rate_of
 from tasks import FULL, HERE, LOW_RANK, TASKS, settings
 
-from e3sparse.backends import load_potential
-from e3sparse.calculator import PotentialCalculator
-from e3sparse.training.evaluation import MEV
+from e3sparse.frames.evaluation import MEV
+from e3sparse.potentials.backends import load_potential
+from e3sparse.potentials.calculator import PotentialCalculator
 
 CSV = HERE / "results" / "nve.csv"
 BASE = ("zero-shot", "")

@@ -28,15 +28,15 @@ import ase.io
 import torch
 import typer
 
-from e3sparse.adapter_file import read_values
+from e3sparse.adapter.file import read_values
 from e3sparse.analysis.causality import ablate
 from e3sparse.analysis.null_model import shuffle_labels
 from e3sparse.analysis.reading import read_changes
 from e3sparse.analysis.report import write_report
 from e3sparse.analysis.stability import agreement
 from e3sparse.analysis.tables import absent_table
-from e3sparse.backends import load_potential
 from e3sparse.errors import DataError
+from e3sparse.potentials.backends import load_potential
 from e3sparse.training.config import make_config
 from e3sparse.training.run import finetune
 from e3sparse.training.run_folder import RESULTS
