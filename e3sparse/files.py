@@ -9,6 +9,10 @@ from pathlib import Path
 
 from e3sparse.errors import E3SparseError
 
+_PREFIX = ".writing-"
+LEFTOVERS = f"{_PREFIX}*"
+"""Pattern of the names of files that were being written when a process was killed."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -23,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix is kept, because some writers choose their format by it.
-        handle, name = tempfile.mkstemp(prefix=".writing-", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary

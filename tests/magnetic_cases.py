@@ -8,7 +8,7 @@ from e3sparse.magnetism import MagneticPotential, SpinBlock, SpinSettings, add_s
 from e3sparse.magnetism.embedding import SpinEmbedding
 from e3sparse.magnetism.irreps import EVEN, PARITIES, Irrep
 from e3sparse.magnetism.products import GradedDot
-from e3sparse.spins import SPINS
+from e3sparse.potentials.spins import SPINS
 
 SMALL = {"channels": 3, "hidden": 2, "radial_width": 8, "readout_width": 8, "lmax": 2}
 

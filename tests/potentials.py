@@ -1,10 +1,44 @@
 """What the tests of all backends do with a potential."""
 
 import numpy as np
+import pytest
 import torch
 from sample_frames import structures
+from tolerances import rounding
 
 from e3sparse.symmetry import PotentialSubject
+
+
+def gate_or_night(states, gate):
+    """Return states or models as parameters; those not of the gate are tried at night."""
+    return [
+        state if state in gate else pytest.param(state, marks=pytest.mark.nightly)
+        for state in states
+    ]
+
+
+def assert_the_states_are_two_models(subject_in):
+    """Compare what the suite is not run on in the gate with what it is run on.
+
+    A delta that was loaded gives the model that it was saved from, and one that was taken out
+    leaves the base, both to the bit; merged is adapted to rounding. So what the suite says of one
+    it says of the other.
+
+    Parameters
+    ----------
+    subject_in
+        Returns the subject of a state.
+    """
+
+    def said(state):
+        found = subject_in(state).evaluate(structures())
+        return np.concatenate([np.append(f.forces.ravel(), f.energy) for f in found])
+
+    base, adapted = said("base"), said("adapted")
+    assert relative(adapted, base) > 1e-3
+    np.testing.assert_array_equal(said("loaded"), adapted)
+    np.testing.assert_array_equal(said("restored"), base)
+    assert relative(said("merged"), adapted) < rounding("forces", subject_in("merged").dtype)
 
 
 def evaluate(potential):
@@ -33,7 +67,7 @@ def relative(a, b):
 
 def tolerance(potential):
     """Return what rounding may do to `relative`."""
-    return 1e-12 if potential.dtype == torch.float64 else 1e-5
+    return rounding("forces", potential.dtype)
 
 
 def accelerated_layers(potential):

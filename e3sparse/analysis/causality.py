@@ -15,13 +15,13 @@ from e3sparse.analysis.cells import EVERY, OTHER, degree
 from e3sparse.analysis.change import Change
 from e3sparse.analysis.ranks import RankCorrelation, rank_correlation
 from e3sparse.analysis.tables import MEASURES, group_table
-from e3sparse.backends import Potential, load_potential
 from e3sparse.deltas.dense import DenseDelta
 from e3sparse.errors import ConfigError, DataError
-from e3sparse.merging import base_parameter
-from e3sparse.paths import Layout
-from e3sparse.training.evaluation import predict
-from e3sparse.training.frames import Array, Frame, LabelKeys, read_frames
+from e3sparse.frames.evaluation import predict
+from e3sparse.frames.reading import Array, Frame, LabelKeys, read_frames
+from e3sparse.layers.layouts import Layout
+from e3sparse.layers.merging import base_parameter
+from e3sparse.potentials.backends import Potential, load_potential
 
 MEV = 1000.0
 _RESAMPLES = 2000

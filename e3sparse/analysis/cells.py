@@ -12,7 +12,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from e3sparse.paths import Block, Layout
+from e3sparse.layers.layouts import Block, Layout
 
 EVERY = ""
 """Element of the cells of a layer without a species axis: its weights serve all elements."""

@@ -8,7 +8,7 @@ import pandas as pd
 from torch import Tensor
 
 from e3sparse.analysis.cells import count_cells
-from e3sparse.paths import Layout
+from e3sparse.layers.layouts import Layout
 
 
 @dataclass(frozen=True)

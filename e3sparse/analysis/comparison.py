@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from e3sparse.adapter_config import read_config
-from e3sparse.adapter_file import read_values
+from e3sparse.adapter.config import read_config
+from e3sparse.adapter.file import read_values
 from e3sparse.errors import AdapterFileError
 
 

@@ -8,7 +8,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from e3sparse.errors import DataError
-from e3sparse.training.frames import COMPUTED, LabelKeys, label_of
+from e3sparse.frames.reading import COMPUTED, LabelKeys, label_of
 
 
 def shuffle_labels(

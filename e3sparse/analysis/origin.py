@@ -1,7 +1,5 @@
 """Where a change is read from: what run folders and adapter folders say of themselves."""
 
-import json
-import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +8,19 @@ from typing import Any
 import torch
 from ase.data import chemical_symbols
 
-from e3sparse.adapter_config import CONFIG_NAME
-from e3sparse.adapter_config import read_config as read_adapter_config
+from e3sparse.adapter.config import CONFIG_NAME
+from e3sparse.adapter.config import read_config as read_adapter_config
 from e3sparse.errors import ConfigError, nearest
-from e3sparse.training.config import read_config as read_run_config
+from e3sparse.training.run_folder import RunFolder
+from e3sparse.training.run_records import (
+    ADAPTER,
+    RESULTS,
+    read_checkpoint,
+    read_results,
+    read_settings,
+)
+from e3sparse.training.run_records import CONFIG as RUN_CONFIG
 
-# As `e3sparse.training.run` writes them; importing that would import Lightning.
-RUN_CONFIG, RESULTS, _ADAPTER = "config.yaml", "results.json", "adapter"
 _FORCES = "forces_mae_"
 
 
@@ -51,7 +55,7 @@ def find_origin(
             "e3sparse finetune, or an adapter folder."
         )
     is_run = (source / RUN_CONFIG).is_file()
-    folder = source / _ADAPTER if is_run else source
+    folder = source / ADAPTER if is_run else source
     adapter = folder if (folder / CONFIG_NAME).is_file() else None
     if adapter is None and not is_run:
         raise ConfigError(
@@ -62,14 +66,14 @@ def find_origin(
         config = read_adapter_config(source)
         # The folder `adapter` of a run lies beside what the run recorded.
         run = source.parent if (source.parent / RUN_CONFIG).is_file() else None
-        settings = read_run_config(run / RUN_CONFIG) if run else {"model": config.base_model}
+        settings = read_settings(run) if run else {"model": config.base_model}
         settings["method"] = config.method
     else:
-        run, settings = source, read_run_config(source / RUN_CONFIG)
+        run, settings = source, read_settings(source)
         if not (source / RESULTS).is_file():
             raise ConfigError(
-                f"The run in {source} has not finished: it has no {RESULTS}. Go on with "
-                f"e3sparse finetune --resume --out {source}."
+                f"The run in {source} has not finished: it has no {RESULTS}. Go on with: "
+                f"{RunFolder(source).resume_command}"
             )
     if settings["method"] == "scratch":
         raise ConfigError(
@@ -92,13 +96,10 @@ def find_origin(
 
 def thresholds(origin: Origin, paths: Iterable[str]) -> dict[str, float]:
     """Read δ = sigmoid(τ) of each layer from the checkpoint of a run, without unpickling code."""
-    best = origin.run / "checkpoints" / "best.ckpt" if origin.run else None
+    best = RunFolder(origin.run).best if origin.run else None
     if origin.method != "soft_threshold" or best is None or not best.is_file():
         return {}
-    try:
-        state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError):
-        return {}
+    state = read_checkpoint(best)["state_dict"]
     taus = {name: value for name, value in state.items() if name.endswith(".tau")}
     found = {}
     for path in paths:
@@ -113,7 +114,7 @@ def elements_trained_on(origin: Origin) -> frozenset[int] | None:
     """Read the elements of the training frames off the errors by element that a run recorded."""
     recorded: dict[str, Any] = {}
     if origin.run is not None and (origin.run / RESULTS).is_file():
-        recorded = json.loads((origin.run / RESULTS).read_text())["errors"]
+        recorded = read_results(origin.run)["errors"]
     elif origin.adapter is not None:
         recorded = read_adapter_config(origin.adapter).metrics
     errors = recorded.get("train after")
@@ -131,7 +132,7 @@ def distinct(sources: Sequence[Path]) -> list[str]:
     if len(set(resolved)) < len(resolved):
         twice = next(p for i, p in enumerate(sources) if resolved[i] in resolved[:i])
         raise ConfigError(f"{twice} is given twice: compare different folders.")
-    parts = [p.parts[:-1] if p.name == _ADAPTER else p.parts for p in resolved]
+    parts = [p.parts[:-1] if p.name == ADAPTER else p.parts for p in resolved]
     if len(set(parts)) < len(parts):
         parts = [p.parts for p in resolved]
     length = 1

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import pandas as pd
 
-import e3sparse
 from e3sparse.analysis.change import Change
 from e3sparse.analysis.tables import absent_table
+from e3sparse.version import __version__
 
 if TYPE_CHECKING:
     from e3sparse.analysis.causality import Ablation
@@ -100,7 +100,7 @@ def render(
             changes, tables["blocks"], "blocks", ["block", "depth", "l_in", "l_in2", "l_out"]
         ),
         channels=_each(changes, tables["channels"], "channels", []),
-        version=e3sparse.__version__,
+        version=__version__,
         command="tables and figures of this page lie beside it as CSV, PNG and SVG",
     )
 

@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import e3sparse
-from e3sparse.adapter import Adapter
+from e3sparse.adapter.file import load
+from e3sparse.adapter.handle import Adapter
+from e3sparse.adapter.patching import adapters
+from e3sparse.adapter.targets import candidates
 from e3sparse.analysis.change import Change, Rest
 from e3sparse.analysis.origin import Origin, distinct, elements_trained_on, find_origin, thresholds
-from e3sparse.backends import Potential, load_potential
 from e3sparse.errors import ConfigError, E3SparseError, PatchError
-from e3sparse.merging import base_parameter
-from e3sparse.patching import adapters
-from e3sparse.paths import Layout
-from e3sparse.targets import candidates
+from e3sparse.layers.layouts import Layout
+from e3sparse.layers.merging import base_parameter
+from e3sparse.potentials.backends import Potential, load_potential
 
 
 class _Models:
@@ -153,7 +153,7 @@ def change_of(
 def _adapter(origin: Origin, models: _Models) -> Change:
     assert origin.adapter is not None
     potential = _base(origin, models)
-    adapter = e3sparse.load(
+    adapter = load(
         potential.module,
         origin.adapter,
         name="report",

@@ -11,7 +11,7 @@ from torch import Tensor
 from e3sparse.analysis.change import Change
 from e3sparse.analysis.ranks import rank_correlation
 from e3sparse.analysis.tables import group_table
-from e3sparse.paths import Layout
+from e3sparse.layers.layouts import Layout
 
 TOTAL = "all layers"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from e3sparse.analysis.cells import EVERY, OTHER, SUMS, multiplicity
 from e3sparse.analysis.change import Change
-from e3sparse.paths import Block, Layout
+from e3sparse.layers.layouts import Block, Layout
 
 MEASURES = ("one_minus_r2", "relative", "effect", "updated")
 _BLOCK = ["layer", "kind", "depth", "block", "irreps_in", "irreps_in2", "irreps_out"]
@@ -176,6 +176,8 @@ def channels(layout: Layout, block: Block, view: Tensor) -> Tensor:
     sizes = list(view.shape)
     own = range(1 + lead, view.ndim)
     axis = next((a for a in reversed(own) if sizes[a] == mul), None)
+    if block.channel_axis is not None and species is None:
+        axis = 1 + lead + block.channel_axis
     if axis is None and mul == torch.Size(sizes[1 + lead :]).numel() and not lead:
         return view.reshape(sizes[0], -1, 1).double()
     if axis is None:

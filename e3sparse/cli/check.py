@@ -49,7 +49,7 @@ def check(
     import torch
 
     from e3sparse.files import replacing
-    from e3sparse.structures import read_structures
+    from e3sparse.potentials.structure_files import read_structures
     from e3sparse.symmetry.loading import load_subject
     from e3sparse.symmetry.suite import CHECKS, run
 

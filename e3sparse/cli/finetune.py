@@ -56,6 +56,28 @@ def finetune(
             rich_help_panel=_DATA,
         ),
     ] = None,
+    skip_faulty: Annotated[
+        bool,
+        typer.Option(
+            "--skip-faulty",
+            help="Leave out frames that cannot be used or are nothing like the rest.",
+            rich_help_panel=_DATA,
+        ),
+    ] = False,
+    energy_only: Annotated[
+        bool,
+        typer.Option(
+            "--energy-only", help="Train on files without forces too.", rich_help_panel=_DATA
+        ),
+    ] = False,
+    check_units: Annotated[
+        bool,
+        typer.Option(
+            "--check-units/--no-check-units",
+            help="Refuse labels that agree with the base model in another unit only.",
+            rich_help_panel=_DATA,
+        ),
+    ] = True,
     magnetic: Annotated[
         bool,
         typer.Option(
@@ -173,11 +195,16 @@ def finetune(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Read and examine the files, say what is there, and stop."),
+    ] = False,
 ) -> None:
     """Fine-tune a model with a sparse delta (or whole) and write a run folder."""
     from e3sparse.training import run
     from e3sparse.training.config import make_config, read_config
-    from e3sparse.training.run_folder import CONFIG
+    from e3sparse.training.run_folder import RunFolder
+    from e3sparse.training.run_records import read_settings
 
     if overwrite and resume:
         raise ConfigError("--overwrite and --resume exclude each other.")
@@ -193,6 +220,9 @@ def finetune(
         "devices": devices,
         "dtype": dtype,
         "e0s": e0s,
+        "skip_faulty": skip_faulty or None,
+        "energy_only": energy_only or None,
+        "check_units": None if check_units else False,
         "magnetic": magnetic or None,
         "spin_orbit": spin_orbit or None,
         "spin_lr": spin_lr,
@@ -235,7 +265,7 @@ def finetune(
                 f"(given too: {', '.join(changed) or 'config'})."
             )
         folder = out_ or Path("run")
-        values = read_config(folder / CONFIG) | {"out": folder}
+        values = read_settings(RunFolder.resumed(folder).path) | {"out": folder}
     else:
         values = read_config(config) if config else {}
         values |= {k: v for k, v in given.items() if v is not None}
@@ -247,11 +277,19 @@ def finetune(
             if name not in values:
                 raise ConfigError(f"Give --{name}, or '{name}:' in the --config file.")
     settings = make_config(values)
-    result = run.finetune(settings, overwrite=overwrite, resume=resume, console=out)
+    also_read = {} if config is None else {"--config": config}
+    result = run.finetune(
+        settings,
+        overwrite=overwrite,
+        resume=resume,
+        also_read=also_read,
+        dry_run=dry_run,
+        console=out,
+    )
     print_errors(result.table, f"{settings.model}, method {settings.method}")
     if result.adapter is not None:
         out.print(str(result.adapter.sparsity()))
-    out.print(f"Run folder: {result.out}")
+    out.print("A dry run: nothing was written." if dry_run else f"Run folder: {result.out}")
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from e3sparse.backends import Potential
 from e3sparse.cli.options import (
     BackendOption,
     DeviceOption,
@@ -23,7 +22,9 @@ from e3sparse.cli.options import (
 )
 from e3sparse.cli.tables import out, print_errors
 from e3sparse.errors import ConfigError, TargetError
-from e3sparse.paths import kind_names
+
+if TYPE_CHECKING:
+    from e3sparse.potentials.backends import Potential
 
 
 def evaluate(
@@ -43,6 +44,13 @@ def evaluate(
     e0s: Annotated[
         str, typer.Option(help="keep, or fit per-element shifts on each file first.")
     ] = "keep",
+    skip_faulty: Annotated[
+        bool,
+        typer.Option(
+            "--skip-faulty",
+            help="Leave out frames that cannot be used or are nothing like the rest.",
+        ),
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures here too.")] = None,
 ) -> None:
     """Print the errors of a model on labelled frames, per file and per element.
@@ -50,10 +58,11 @@ def evaluate(
     Isolated atoms, which have no forces, are left out.
     """
     from e3sparse.files import replacing
+    from e3sparse.frames.evaluation import error_table, errors, predict
+    from e3sparse.frames.reading import LabelKeys, read_file
+    from e3sparse.frames.references import fit_references
     from e3sparse.symmetry.loading import with_spins
-    from e3sparse.training.evaluation import error_table, errors, predict
-    from e3sparse.training.frames import LabelKeys, read_split
-    from e3sparse.training.references import fit_references
+    from e3sparse.training.plausibility import faulty_frames, other_units, said
 
     if e0s not in ("keep", "fit"):
         raise ConfigError(f"--e0s is 'keep' or 'fit', not '{e0s}'.")
@@ -61,26 +70,37 @@ def evaluate(
     if adapter is not None:
         potential.load_adapter(adapter)
     potential = with_spins(potential, spins)
-    said = {
+    given = {
         "energy": energy_key,
         "forces": forces_key,
         "stress": stress_key,
         "moments": moments_key,
         "spin": spin_key,
     }
-    keys = LabelKeys(**{k: v for k, v in said.items() if v is not None})
+    keys = LabelKeys(**{k: v for k, v in given.items() if v is not None})
     rows = {}
     for path in data:
-        frames, isolated = read_split(
+        frames, isolated, notes = read_file(
             path,
             keys,
             known=potential.species.numbers,
             cutoff=potential.cutoff,
             magnetic=potential.magnetic,
+            skip_faulty=skip_faulty,
         )
         if isolated:
-            out.print(f"Isolated atoms in {path}: left out")
+            notes.append(f"Isolated atoms in {path}: left out")
         predicted = predict(potential, frames)
+        faults = faulty_frames(frames, predicted)
+        if faults:
+            fate = "Left out" if skip_faulty else "Frames that are nothing like the rest"
+            notes.append(f"{fate}: {said(frames, faults)}")
+        if faults and skip_faulty:
+            left = sorted(set(range(len(frames))) - {fault.number for fault in faults})
+            frames, predicted = [frames[n] for n in left], predicted.of(left)
+        notes += [f"{path}: {sentence}" for sentence in other_units(frames, predicted)]
+        for note in notes:
+            out.print(note, soft_wrap=True, markup=False)
         references = fit_references(frames, predicted.energy) if e0s == "fit" else {}
         rows[str(path)] = errors(frames, predicted, references)
     table = error_table(rows)
@@ -99,7 +119,7 @@ def merge(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Fold adapters into their base model and write an ordinary model file."""
-    import e3sparse
+    from e3sparse.adapter import patching
 
     if out_.exists() and not overwrite:
         raise ConfigError(f"{out_} exists. Give another --out, or --overwrite.")
@@ -107,7 +127,7 @@ def merge(
     for number, folder in enumerate(adapter):
         loaded = potential.load_adapter(folder, name=f"adapter{number}")
         out.print(f"{folder}: {loaded.sparsity()}")
-    e3sparse.merge(potential.module)
+    patching.merge(potential.module)
     potential.save(out_)
     out.print(f"Wrote {out_}")
 
@@ -121,7 +141,8 @@ def inspect(
     head: HeadOption = None,
 ) -> None:
     """Show which layers a model has, and what each target would patch."""
-    from e3sparse.targets import candidates, select
+    from e3sparse.adapter.targets import candidates, select
+    from e3sparse.layers.layouts import kind_names
 
     potential = _load(model, backend, head, "cpu", None)
     found = candidates(potential.module, potential.species)
@@ -163,10 +184,10 @@ def inspect(
 
 def _load(
     model: str, backend: str | None, head: str | None, device: str | None, dtype: str | None
-) -> Potential:
+) -> "Potential":
     import torch
 
-    from e3sparse.backends import load_potential
+    from e3sparse.potentials.backends import load_potential
 
     if dtype not in (None, "float32", "float64"):
         raise ConfigError(f"--dtype is float32 or float64, not '{dtype}'.")

@@ -58,7 +58,7 @@ def report(
     from e3sparse.analysis.causality import ablate
     from e3sparse.analysis.reading import read_changes
     from e3sparse.analysis.report import check_folder, write_report
-    from e3sparse.training.frames import LabelKeys
+    from e3sparse.frames.reading import LabelKeys
 
     check_folder(out, overwrite)
     if data is not None and not data.is_file():

@@ -12,7 +12,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
 ) -> None:
     """Print the test errors of several runs side by side."""
-    from e3sparse.training.report import compare_runs
+    from e3sparse.training.run_comparison import compare_runs
 
     out.print(frame_table(compare_runs(runs), "Runs", ".4g"))
 

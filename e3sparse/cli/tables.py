@@ -1,16 +1,20 @@
 """Tables on the terminal."""
 
 import sys
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # In a file or a pipe nobody sees 80 columns.
 out = Console(width=None if sys.stdout.isatty() else 120)
 
 
-def print_errors(table: pd.DataFrame, title: str) -> None:
+def print_errors(table: "pd.DataFrame", title: str) -> None:
     """Print mean absolute errors, and those of forces and moments by element."""
     units = {
         "energy": "meV/atom",
@@ -27,14 +31,14 @@ def print_errors(table: pd.DataFrame, title: str) -> None:
     _print_per_element(table, "moments_mae_", "Moment MAE per element (μ_B)", ".3f")
 
 
-def _print_per_element(table: pd.DataFrame, prefix: str, title: str, number: str) -> None:
+def _print_per_element(table: "pd.DataFrame", prefix: str, title: str, number: str) -> None:
     elements = [str(c) for c in table.columns if str(c).startswith(prefix)]
     if len(elements) > 1:
         short = table[elements].rename(columns={c: c.removeprefix(prefix) for c in elements})
         out.print(frame_table(short, title, number))
 
 
-def frame_table(frame: pd.DataFrame, title: str, number: str) -> Table:
+def frame_table(frame: "pd.DataFrame", title: str, number: str) -> Table:
     """Return a table of a frame; floats are formatted with `number`."""
 
     def cell(value: object) -> str:
@@ -47,5 +51,5 @@ def frame_table(frame: pd.DataFrame, title: str, number: str) -> Table:
     for column in frame.columns:
         table.add_column(str(column), justify="right", overflow="fold")
     for name, *values in frame.itertuples():
-        table.add_row(str(name), *map(cell, values))
+        table.add_row(escape(str(name)), *map(cell, values))
     return table

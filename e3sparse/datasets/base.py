@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from e3sparse.errors import DataError, nearest
-from e3sparse.spins import MAGNETIC, SPINS, as_vectors, directions_of
+from e3sparse.potentials.spins import MAGNETIC, SPINS, as_vectors, directions_of
 
 Array = NDArray[np.float64]
 

@@ -102,9 +102,9 @@ def _files(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise DataError(f"There is no file or folder {source}.")
-    outcars = sorted(path for path in source.rglob("*OUTCAR*") if path.is_file())
+    outcars = sorted(path for path in source.rglob("*OUTCAR*") if _is_data(path))
     having = {path.parent for path in outcars}
-    others = [p for p in source.rglob("*vasprun*.xml*") if p.is_file() and p.parent not in having]
+    others = [p for p in source.rglob("*vasprun*.xml*") if _is_data(p) and p.parent not in having]
     found = sorted([*outcars, *others])
     if not found:
         raise DataError(f"There is no OUTCAR and no vasprun.xml in {source}.")
@@ -155,3 +155,8 @@ def _entry(atoms: Atoms, number: int, log: _Log, path: Path, run: str, name: str
         moments=moments,
         info=info,
     )
+
+
+def _is_data(path: Path) -> bool:
+    """Whether it is a file, and none that macOS puts beside each one in an archive."""
+    return path.is_file() and not path.name.startswith("._") and "__MACOSX" not in path.parts

@@ -7,52 +7,24 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from e3sparse.errors import PatchError
-from e3sparse.paths import Layout
+from e3sparse.layers.delta import Delta
+from e3sparse.layers.layouts import Layout
 
 ParamGroup = dict[str, Any]
-
-
-class Delta(nn.Module, ABC):
-    """The trainable ΔW of one layer.
-
-    `forward()` returns ΔW in the weight's shape. Entries that `freeze` marked are exactly zero,
-    whatever the method does.
-    """
-
-    frozen: Tensor | None
-
-    def __init__(self, layout: Layout) -> None:
-        super().__init__()
-        self.layout = layout
-        # Derived from the data set at every start, so a checkpoint does not carry it.
-        self.register_buffer("frozen", None, persistent=False)
-
-    @abstractmethod
-    def values(self) -> Tensor:
-        """Return ΔW before frozen entries are taken out."""
-
-    def forward(self) -> Tensor:
-        values = self.values()
-        return values if self.frozen is None else values.masked_fill(self.frozen, 0.0)
-
-    def freeze(self, rows: Tensor) -> None:
-        """Hold the entries marked in `rows` (bool, of the weight's shape) at zero."""
-        rows = rows.to(next(self.parameters()).device)
-        self.frozen = rows if self.frozen is None else self.frozen | rows
 
 
 class Method(BaseModel, ABC):
     """How a ΔW is parametrised: settings, checked and written to the adapter file.
 
     A method is one file: a subclass of this with its settings as fields, the `Delta` that it
-    makes, and an entry in `e3sparse.deltas.METHODS`.
+    makes, and `e3sparse.deltas.register_method`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
     default_lr: ClassVar[float] = 1e-2

@@ -7,9 +7,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from e3sparse.deltas.base import Delta, Method, largest
+from e3sparse.deltas.base import Method, largest
 from e3sparse.errors import PatchError
-from e3sparse.paths import Layout
+from e3sparse.layers.delta import Delta
+from e3sparse.layers.layouts import Layout
 
 
 class FixedMaskDelta(Delta):

@@ -7,8 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from e3sparse.deltas.base import Delta, Method
-from e3sparse.paths import Layout
+from e3sparse.deltas.base import Method
+from e3sparse.layers.delta import Delta
+from e3sparse.layers.layouts import Layout
 
 
 class LowRankDelta(Delta):

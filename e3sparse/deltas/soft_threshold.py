@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from e3sparse.deltas.base import Delta, Method, ParamGroup, being_traced
-from e3sparse.paths import Layout
+from e3sparse.deltas.base import Method, ParamGroup, being_traced
+from e3sparse.layers.delta import Delta
+from e3sparse.layers.layouts import Layout
 
 
 class _SoftThreshold(torch.autograd.Function):

@@ -11,7 +11,7 @@ of magnetism for any weights: see `e3sparse.magnetism.irreps`.
 from e3sparse.magnetism.block import SpinBlock, SpinOutput, SpinSettings
 from e3sparse.magnetism.file import load, save
 from e3sparse.magnetism.potential import MagneticPotential, add_spins
-from e3sparse.spins import SPINS, spins_of
+from e3sparse.potentials.spins import SPINS, spins_of
 
 __all__ = [
     "SPINS",

@@ -5,7 +5,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from e3sparse.magnetism.irreps import EVEN, ODD, PARITIES, SPIN, Graded, Irrep, graded
-from e3sparse.spins import SHORT
+from e3sparse.potentials.spins import SHORT
 
 
 def direction(spins: Tensor) -> Tensor:

@@ -14,14 +14,14 @@ from ase import Atoms
 from pydantic import BaseModel, ConfigDict, FiniteFloat, StrictInt, ValidationError
 from safetensors import SafetensorError
 
-import e3sparse
-from e3sparse.backends import Potential
+from e3sparse.adapter.fingerprint import clebsch_gordan_probe, e3nn_version
 from e3sparse.errors import AdapterFileError
 from e3sparse.files import replacing
-from e3sparse.fingerprint import clebsch_gordan_probe, e3nn_version
 from e3sparse.magnetism.block import SpinBlock, SpinSettings
 from e3sparse.magnetism.potential import MagneticPotential
-from e3sparse.symmetry.subjects import PotentialSubject
+from e3sparse.potentials.backends import Potential
+from e3sparse.potentials.single_points import single_points
+from e3sparse.version import __version__
 
 CONFIG_NAME, TENSORS_NAME = "spin_config.json", "spin_model.safetensors"
 FORMAT_VERSION = 1
@@ -75,7 +75,7 @@ def save(potential: MagneticPotential, directory: str | Path, elements: set[int]
     known = sorted(elements)
     config = SpinConfig(
         format_version=FORMAT_VERSION,
-        e3sparse_version=e3sparse.__version__,
+        e3sparse_version=__version__,
         e3nn_version=e3nn_version(),
         clebsch_gordan=clebsch_gordan_probe(),
         backbone=potential.name,
@@ -128,7 +128,8 @@ def load(potential: Potential, directory: str | Path) -> MagneticPotential:
             f"differ in sign or order from e3nn {e3nn_version()} here. Use an e3nn of its line."
         )
     _check_backbone(potential, config, folder)
-    layers = SpinBlock(settings)
+    # In the potential's precision before it is filled: weights of float64 keep their digits.
+    layers = SpinBlock(settings).to(potential.dtype)
     tensors = _read_tensors(folder / TENSORS_NAME)
     expected = {name: p.shape for name, p in layers.named_parameters()}
     if {name: t.shape for name, t in tensors.items()} != expected:
@@ -157,7 +158,7 @@ def _check_backbone(potential: Potential, config: SpinConfig, folder: Path) -> N
 
 
 def _energies(potential: Potential, elements: list[int]) -> list[float]:
-    found = PotentialSubject(potential).evaluate(probes(elements, potential.cutoff))
+    found = single_points(potential, probes(elements, potential.cutoff))
     return [evaluation.energy for evaluation in found]
 
 
@@ -176,7 +177,7 @@ def _read_config(folder: Path) -> SpinConfig:
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise AdapterFileError(
-            f"{path} has format version {version}, and this e3sparse ({e3sparse.__version__}) "
+            f"{path} has format version {version}, and this e3sparse ({__version__}) "
             f"reads up to {FORMAT_VERSION}: upgrade e3sparse."
         )
     try:

@@ -9,14 +9,14 @@ import torch
 from ase import Atoms
 from torch import Tensor, nn
 
-from e3sparse.adapter import Adapter
-from e3sparse.backends import Features, Potential, Prediction
-from e3sparse.coupling import recompute_wigner_3j
+from e3sparse.adapter.handle import Adapter
+from e3sparse.adapter.targets import Targets
 from e3sparse.deltas import Method
 from e3sparse.errors import ConfigError
+from e3sparse.layers.clebsch_gordan import recompute_wigner_3j
 from e3sparse.magnetism.block import SpinBlock, SpinSettings
-from e3sparse.spins import Array, spins_of
-from e3sparse.targets import Targets
+from e3sparse.potentials.backends import Features, Potential, Prediction
+from e3sparse.potentials.spins import Array, spins_of
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ cases by hypothesis and returns a `Result` with the worst of them, or with the s
 fails; its `assert_…` twin raises. The tolerances are in `TOLERANCES`, each with its reason.
 """
 
+from e3sparse.potentials.single_points import Evaluation
 from e3sparse.symmetry.check import Check
 from e3sparse.symmetry.derivatives import (
     check_conservation,
@@ -19,6 +20,7 @@ from e3sparse.symmetry.derivatives import (
     check_forces,
     check_stress,
 )
+from e3sparse.symmetry.dtypes import check_dtype
 from e3sparse.symmetry.invariances import (
     check_batch,
     check_cross_frame_gradients,
@@ -32,17 +34,16 @@ from e3sparse.symmetry.invariances import (
 )
 from e3sparse.symmetry.layers import irreps, layers, tensor_products
 from e3sparse.symmetry.modules import assert_equivariance, check_equivariance
-from e3sparse.symmetry.precision import check_dtype
 from e3sparse.symmetry.result import Result, asserting
 from e3sparse.symmetry.rotations import Orthogonal, rotations
-from e3sparse.symmetry.spins import (
+from e3sparse.symmetry.structures import spins, structures
+from e3sparse.symmetry.subjects import CalculatorSubject, PotentialSubject, Subject
+from e3sparse.symmetry.suite import CHECKS, run
+from e3sparse.symmetry.time_reversal import (
     check_magnetic_forces,
     check_spin_rotation,
     check_time_reversal,
 )
-from e3sparse.symmetry.structures import spins, structures
-from e3sparse.symmetry.subjects import CalculatorSubject, Evaluation, PotentialSubject, Subject
-from e3sparse.symmetry.suite import CHECKS, run
 from e3sparse.symmetry.tolerances import TOLERANCES, Tolerance
 
 assert_batch = asserting(check_batch)

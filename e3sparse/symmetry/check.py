@@ -8,11 +8,12 @@ import torch
 from ase import Atoms
 from hypothesis import strategies as st
 
-from e3sparse.spins import SPINS
+from e3sparse.potentials.single_points import Evaluation
+from e3sparse.potentials.spins import SPINS
 from e3sparse.symmetry.result import Result, Status
 from e3sparse.symmetry.search import Case, Errors, search
 from e3sparse.symmetry.structures import structures
-from e3sparse.symmetry.subjects import Evaluation, Subject, as_subject
+from e3sparse.symmetry.subjects import Subject, as_subject
 from e3sparse.symmetry.tolerances import TOLERANCES, deviation
 
 Reason = str | None

@@ -174,9 +174,12 @@ check_forces = Check("forces", "F = -dE/dR, by finite differences", _force_cases
 
 
 def _stress_cases(drawing: Drawing) -> st.SearchStrategy[Case]:
-    return st.fixed_dictionaries(
-        {"atoms": drawing.structures(periodic=True), "strain": directions(3)}
-    )
+    drawn = drawing.structures(periodic=True)
+    # Slabs and wires of the user's: some frameworks divide by the volume of another cell there.
+    partly = [a for a in drawing.frames if 0 < a.pbc.sum() < 3 and a.cell.rank == 3]
+    if partly:
+        drawn = st.one_of(drawn, st.sampled_from(partly))
+    return st.fixed_dictionaries({"atoms": drawn, "strain": directions(3)})
 
 
 def _stress(subject: Subject, atoms: Atoms, strain: Array) -> Errors:

@@ -8,11 +8,12 @@ from ase import Atoms
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from e3sparse.spins import SPINS
+from e3sparse.potentials.single_points import Evaluation
+from e3sparse.potentials.spins import SPINS
 from e3sparse.symmetry.check import Check, Drawing, compare, lone_atom
 from e3sparse.symmetry.rotations import Orthogonal, rotations
 from e3sparse.symmetry.search import Case, Errors
-from e3sparse.symmetry.subjects import Evaluation, Subject
+from e3sparse.symmetry.subjects import Subject
 from e3sparse.symmetry.tolerances import deviation
 
 Vector = tuple[float, float, float]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from e3sparse.backends import Potential, load_potential
+from e3sparse.potentials.backends import Potential, load_potential
 from e3sparse.symmetry.subjects import PotentialSubject
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, ParamSpec
 import numpy as np
 from ase import Atoms
 
-from e3sparse.spins import SPINS
+from e3sparse.potentials.spins import SPINS
 from e3sparse.symmetry.structures import python_code
 from e3sparse.symmetry.tolerances import TOLERANCES
 

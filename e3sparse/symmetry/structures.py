@@ -12,7 +12,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from e3sparse.spins import SPINS
+from e3sparse.potentials.spins import SPINS
 
 _SPACINGS = (1.0, 0.75, 1.4, 2.0)
 """Distance of neighbouring sites, in covalent diameters of the largest element."""

@@ -2,44 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError
 from ase.stress import voigt_6_to_full_3x3_stress
-from numpy.typing import NDArray
 
-from e3sparse.backends import Potential
 from e3sparse.errors import ConfigError
-
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a potential says of one structure.
-
-    Attributes
-    ----------
-    energy
-        In eV.
-    forces
-        (N, 3) in eV/Å.
-    stress
-        (3, 3) in eV/Å³, ASE's sign; None for structures without a cell.
-    moments
-        (N, 3) magnetic moments in μ_B that the model predicts, if it does.
-    magnetic_forces
-        (N, 3) −dE/dS in eV/μ_B (or per unit of direction), if it gives them.
-    """
-
-    energy: float
-    forces: Array
-    stress: Array | None = None
-    moments: Array | None = None
-    magnetic_forces: Array | None = None
+from e3sparse.potentials.backends import Potential
+from e3sparse.potentials.single_points import Evaluation, batch_of, single_points
 
 
 class Subject(ABC):
@@ -108,38 +80,14 @@ class PotentialSubject(Subject):
         self.single = None if single is None else PotentialSubject(single)
 
     def evaluate(self, frames: Sequence[Atoms]) -> list[Evaluation]:
-        potential = self.potential
-        training = potential.module.training
-        potential.module.eval()
-        try:
-            out = potential.forward(self._batch(frames))
-        finally:
-            potential.module.train(training)
-        ends = np.cumsum([len(atoms) for atoms in frames])[:-1]
-
-        def per_frame(values: torch.Tensor | None) -> Sequence[Array | None]:
-            return [None] * len(frames) if values is None else np.split(_array(values), ends)
-
-        stresses = [None] * len(frames) if out.stress is None else list(_array(out.stress))
-        moments, magnetic = per_frame(out.moments), per_frame(out.magnetic_forces)
-        forces = np.split(_array(out.forces), ends)
-        return [
-            Evaluation(
-                float(energy),
-                forces[k],
-                stresses[k] if frames[k].pbc.all() else None,
-                moments[k],
-                magnetic[k],
-            )
-            for k, energy in enumerate(_array(out.energy))
-        ]
+        return single_points(self.potential, frames)
 
     def leaked_gradient(self, frames: Sequence[Atoms]) -> float | None:
         module = self.potential.module
         training = module.training
         module.train()  # frameworks free the graph of the energy otherwise
         try:
-            out = self.potential.forward(self._batch(frames))
+            out = self.potential.forward(batch_of(self.potential, frames))
         finally:
             module.train(training)
         if out.geometry is None:
@@ -151,10 +99,6 @@ class PotentialSubject(Subject):
             if grad is not None and bool((frame != index).any()):
                 leaked = max(leaked, float(grad[frame != index].abs().max()))
         return leaked
-
-    def _batch(self, frames: Sequence[Atoms]) -> object:
-        graphs = [self.potential.graph(atoms) for atoms in frames]
-        return self.potential.collate(graphs).to(self.potential.device)
 
 
 class CalculatorSubject(Subject):
@@ -225,7 +169,3 @@ def as_subject(model: object) -> Subject:
         "CalculatorSubject or a Subject of your own. The layers of a model are tested by "
         "check_equivariance(module)."
     )
-
-
-def _array(tensor: torch.Tensor) -> Array:
-    return tensor.detach().cpu().double().numpy()

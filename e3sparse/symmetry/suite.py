@@ -11,6 +11,7 @@ from e3sparse.symmetry.derivatives import (
     check_forces,
     check_stress,
 )
+from e3sparse.symmetry.dtypes import check_dtype
 from e3sparse.symmetry.invariances import (
     check_batch,
     check_cross_frame_gradients,
@@ -22,9 +23,8 @@ from e3sparse.symmetry.invariances import (
     check_supercell,
     check_translation,
 )
-from e3sparse.symmetry.precision import check_dtype
 from e3sparse.symmetry.result import Result
-from e3sparse.symmetry.spins import (
+from e3sparse.symmetry.time_reversal import (
     check_magnetic_forces,
     check_spin_rotation,
     check_time_reversal,

@@ -6,9 +6,9 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from e3sparse.deltas import METHODS
+from e3sparse.deltas import known_methods
 from e3sparse.errors import ConfigError, nearest
-from e3sparse.training.frames import LabelKeys
+from e3sparse.frames.reading import LabelKeys
 from e3sparse.training.losses import Loss
 from e3sparse.training.optimizers import FRESH_LR, OPTIMIZERS
 
@@ -30,6 +30,13 @@ class FinetuneConfig(BaseModel):
         theory, where it has several.
     train, valid, test
         Files that ASE reads. Without `valid`, a share `valid_fraction` of train is held out.
+    skip_faulty
+        Whether frames that cannot be used, or are nothing like the rest, are left out of the run;
+        else it stops and names them.
+    energy_only
+        Whether files without forces may be trained on.
+    check_units
+        Whether labels that agree with the base model in another unit only are refused.
     device, devices
         `"cpu"`, `"cuda"` or `"auto"`, and how many of them; several share each step's work (DDP),
         each with `batch_size` frames.
@@ -59,7 +66,7 @@ class FinetuneConfig(BaseModel):
         Validations without a better one after which to stop; None to go to the end.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     model: str
     backend: str | None = None
@@ -72,6 +79,9 @@ class FinetuneConfig(BaseModel):
     valid: Path | None = None
     test: Path | None = None
     valid_fraction: float = Field(0.1, gt=0, lt=1)
+    skip_faulty: bool = False
+    energy_only: bool = False
+    check_units: bool = True
     keys: LabelKeys = LabelKeys()
 
     targets: str | list[str] = "linear"
@@ -105,7 +115,7 @@ class FinetuneConfig(BaseModel):
     @field_validator("method")
     @classmethod
     def _known_method(cls, method: str) -> str:
-        known = [*METHODS, *WHOLE_MODEL]
+        known = [*known_methods(), *WHOLE_MODEL]
         if method not in known:
             raise ValueError(
                 f"there is no method '{method}'.{nearest(method, known)} "
@@ -140,6 +150,17 @@ class FinetuneConfig(BaseModel):
                     )
         return self
 
+    def files(self) -> dict[str, Path]:
+        """Return the files that a run reads, by their flags."""
+        named = {
+            "--model": Path(self.model),
+            "--train": self.train,
+            "--valid": self.valid,
+            "--test": self.test,
+            "--replay": None if self.replay is None else Path(self.replay),
+        }
+        return {flag: path for flag, path in named.items() if path is not None and path.is_file()}
+
     @property
     def whole_model(self) -> bool:
         """Whether the model itself is trained, without a delta."""
@@ -150,7 +171,7 @@ class FinetuneConfig(BaseModel):
         """The learning rate asked for, or the method's own."""
         if self.lr is not None:
             return self.lr
-        return 3e-3 if self.whole_model else METHODS[self.method].default_lr
+        return 3e-3 if self.whole_model else known_methods()[self.method].default_lr
 
 
 def make_config(values: dict[str, Any]) -> FinetuneConfig:

@@ -5,12 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 from ase.data import chemical_symbols
 
-from e3sparse.backends import Potential
 from e3sparse.errors import DataError
+from e3sparse.frames.evaluation import MEV, Predictions, errors, predict
+from e3sparse.frames.reading import Frame
+from e3sparse.frames.references import fit_references
+from e3sparse.potentials.backends import Potential
 from e3sparse.training.config import FinetuneConfig
-from e3sparse.training.evaluation import Predictions, errors, predict
-from e3sparse.training.frames import Frame
-from e3sparse.training.references import fit_references
+
+_CONTRADICTION, _TIMES = 5.0, 5.0
+"""Isolated atoms are refused if energies are off by that many eV/atom with them, and by that many
+times less without."""
 
 
 def _fits_references(config: FinetuneConfig) -> bool:
@@ -37,18 +41,53 @@ def choose_references(
     ------
     DataError
         If references are to be kept that cannot be the labels', or an isolated atom is none that
-        the base model can evaluate.
+        the base model can evaluate, or has another zero of energy than the other frames.
     """
     if _fits_references(config):
         known = _shifts_of_isolated(config, potential, isolated)
+        if config.method != "scratch":  # random weights say nothing of energies
+            _check_isolated(frames, predicted, isolated, known)
         return fit_references(frames, predicted.energy, known)
-    off = errors(frames, predicted)["energy_mae"]
+    off = errors(frames, predicted).get("energy_mae", 0.0)
     if off > 1000.0:
         raise DataError(
             f"With --e0s keep the base model's energies are off by {off / 1000:.1f} eV/atom on "
             f"{config.train}: the labels have another zero of energy. Use --e0s fit."
         )
     return {}
+
+
+def _check_isolated(
+    frames: Sequence[Frame],
+    predicted: Predictions,
+    isolated: dict[int, Frame],
+    shifts: dict[int, float],
+) -> None:
+    """Refuse an isolated atom that contradicts all other frames."""
+
+    def off(known: dict[int, float]) -> float:
+        return errors(frames, predicted, fit_references(frames, predicted.energy, known)).get(
+            "energy_mae", 0.0
+        )
+
+    with_all = off(shifts)
+    if not with_all > MEV * _CONTRADICTION:
+        return
+    without = {z: off({k: v for k, v in shifts.items() if k != z}) for z in shifts}
+    worst = min(without, key=lambda z: without[z])
+    rest = {k: v for k, v in shifts.items() if k != worst}
+    if off({}) > with_all / _TIMES:
+        return  # the base model is that far off whatever the zero of energy is
+    fitted = fit_references(frames, predicted.energy, rest)[worst]
+    atom = isolated[worst]
+    raise DataError(
+        f"{atom.where}, an isolated {chemical_symbols[worst]} atom, has an energy of "
+        f"{atom.energy:.6g} eV, but the other frames ask for "
+        f"{atom.energy - shifts[worst] + fitted:.6g} eV: with its own the base model is off by "
+        f"{with_all / MEV:.3g} eV/atom, without by {without[worst] / MEV:.3g}. It has another zero "
+        "of energy. Give its energy by the same method as that of the other frames, or remove it: "
+        "the shift is then fitted on them."
+    )
 
 
 def _shifts_of_isolated(
@@ -67,6 +106,15 @@ def _shifts_of_isolated(
             )
         shifts[number] = frame.energy - float(energy)
     return shifts
+
+
+def said_of_references(references: dict[int, float], isolated: dict[int, Frame]) -> str:
+    """Return the sentence that says what is added to the base model's energies, and why."""
+    parts = [
+        f"{chemical_symbols[z]} {shift:+.4g} ({'isolated atom' if z in isolated else 'fitted'})"
+        for z, shift in sorted(references.items())
+    ]
+    return f"Energy shifts in eV/atom: {', '.join(parts)}" if parts else "Energy shifts: none"
 
 
 def fate_of_isolated(config: FinetuneConfig, split: str, isolated: dict[int, Frame]) -> str:

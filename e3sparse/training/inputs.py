@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from e3sparse.backends import Potential, load_potential
 from e3sparse.errors import DataError
+from e3sparse.frames.reading import Frame, read_file
+from e3sparse.potentials.backends import Potential, load_potential
 from e3sparse.training.config import FinetuneConfig
-from e3sparse.training.frames import Frame, read_split
 
 
 class Inputs(NamedTuple):
@@ -23,11 +23,14 @@ class Inputs(NamedTuple):
         Frames of `"train"`, `"valid"` and, if there is one, `"test"`.
     isolated
         Isolated atoms of each file, by atomic number.
+    notes
+        What is to be said of how the files were read.
     """
 
     potential: Potential
     splits: dict[str, list[Frame]]
     isolated: dict[str, dict[int, Frame]]
+    notes: list[str]
 
 
 def load_inputs(config: FinetuneConfig) -> Inputs:
@@ -36,7 +39,8 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
     Raises
     ------
     ConfigError, DataError
-        As `load_potential` and `read_split` do, or if too few frames are left to hold some out.
+        As `load_potential` and `read_file` do, if a file has no forces and that was not asked for,
+        or if too few frames are left to hold some out.
     """
     device = config.device
     if device == "auto":
@@ -50,15 +54,23 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
     )
 
     isolated: dict[str, dict[int, Frame]] = {}
+    notes: list[str] = []
 
     def read(name: str, path: Path) -> list[Frame]:
-        frames, isolated[name] = read_split(
+        frames, isolated[name], said = read_file(
             path,
             config.keys,
             known=potential.species.numbers,
             cutoff=potential.cutoff,
             magnetic=config.magnetic,
+            skip_faulty=config.skip_faulty,
         )
+        notes.extend(said)
+        if not config.energy_only and np.isnan(frames[0].forces).any():
+            raise DataError(
+                f"{path} has energies and no forces ('{config.keys.forces}'), from which little "
+                "is learned. Give --forces-key if it has some, or --energy-only if that is meant."
+            )
         return frames
 
     splits = {"train": read("train", config.train)}
@@ -68,7 +80,7 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
         splits["train"], splits["valid"] = _hold_out(config, splits["train"])
     if config.test is not None:
         splits["test"] = read("test", config.test)
-    return Inputs(potential, splits, isolated)
+    return Inputs(potential, splits, isolated, notes)
 
 
 def _hold_out(config: FinetuneConfig, frames: list[Frame]) -> tuple[list[Frame], list[Frame]]:

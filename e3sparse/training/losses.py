@@ -4,8 +4,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
-from e3sparse.backends import Prediction
-from e3sparse.training.data import Batch
+from e3sparse.frames.batches import Batch
+from e3sparse.potentials.backends import Prediction
 
 
 class Loss(BaseModel):
@@ -30,13 +30,20 @@ class Loss(BaseModel):
     magnetic_forces: float = Field(0.0, ge=0)
     delta: float = Field(0.01, gt=0)
 
+    def _huber(self, predicted: Tensor, label: Tensor, known: Tensor) -> Tensor:
+        if not known.any():
+            return predicted.sum() * 0.0
+        return huber_loss(predicted[known], label[known], delta=self.delta)
+
     def __call__(self, predicted: Prediction, batch: Batch) -> Tensor:
         """Return the loss of a batch, a scalar."""
+        # A file may hold energies without forces, or forces without energies.
+        energies, forces = batch.energy.isfinite(), batch.forces.isfinite()
         # The reference energies are subtracted in float64 before anything is rounded.
         target = (batch.energy / batch.atoms).to(predicted.energy)
         per_atom = predicted.energy / batch.atoms
-        loss = self.energy * huber_loss(per_atom, target, delta=self.delta)
-        loss = loss + self.forces * huber_loss(predicted.forces, batch.forces, delta=self.delta)
+        loss = self.energy * self._huber(per_atom, target, energies)
+        loss = loss + self.forces * self._huber(predicted.forces, batch.forces, forces)
         if predicted.stress is not None and batch.has_stress.any() and self.stress > 0:
             rows = batch.has_stress
             stress = huber_loss(predicted.stress[rows], batch.stress[rows], delta=self.delta)

@@ -6,12 +6,12 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from e3sparse.adapter import Adapter
-from e3sparse.backends import Potential, Prediction
+from e3sparse.adapter.handle import Adapter
 from e3sparse.deltas import ParamGroup
-from e3sparse.injection import cached
-from e3sparse.training.data import Batch
-from e3sparse.training.evaluation import MEV
+from e3sparse.frames.batches import Batch
+from e3sparse.frames.evaluation import MEV
+from e3sparse.layers.injection import cached
+from e3sparse.potentials.backends import Potential, Prediction
 from e3sparse.training.losses import Loss
 from e3sparse.training.optimizers import FRESH_LR, make_optimizer, set_averaged
 from e3sparse.training.replay import Replay
@@ -95,8 +95,11 @@ class FineTuning(LightningModule):
                 drift = self.loss(self.potential.forward(known.inputs), known)
                 self.log("train/replay_loss", drift.detach(), on_step=True, on_epoch=False)
                 loss = loss + self.replay.weight * drift
-        forces_mae = (predicted.forces.detach() - batch.forces).abs().mean() * MEV
+        forces_mae = (predicted.forces.detach() - batch.forces).abs().nanmean() * MEV
         self.log("train/forces_mae", forces_mae, on_step=True, on_epoch=False)
+        # Loggers take it for the number of the step: Lightning's own is off by one in a run that
+        # went on after an interruption.
+        self.log("step", float(self.trainer.global_step), on_step=True, on_epoch=False)
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -144,8 +147,12 @@ class FineTuning(LightningModule):
         energy_error = (predicted.energy - batch.energy) / batch.atoms
         forces_error = predicted.forces - batch.forces
         self._log_valid("loss", self.loss(predicted, batch), frames)
-        self._log_valid("energy_mae", energy_error.abs().mean() * MEV, frames)
-        self._log_valid("forces_mae", forces_error.abs().mean() * MEV, atoms)
+        for name, error, weight in (
+            ("energy_mae", energy_error, frames),
+            ("forces_mae", forces_error, atoms),
+        ):
+            if bool(error.isfinite().any()) or not bool(error.isnan().any()):
+                self._log_valid(name, error.abs().nanmean() * MEV, weight)
         if predicted.moments is not None and batch.moments is not None:
             error = (predicted.moments - batch.moments).norm(dim=1)
             self._log_valid("moments_mae", error.mean(), atoms)
@@ -155,6 +162,7 @@ class FineTuning(LightningModule):
         # Only a model at its final sparsity may count as the best.
         score = metrics["valid/loss"] if self.settled else torch.tensor(torch.inf)
         self.log("valid/score", score, sync_dist=False)
+        self.log("step", float(self.trainer.global_step - 1), sync_dist=False)
         if self.adapter is not None:
             self.log("sparsity", self.adapter.sparsity().layerwise)
 

@@ -12,13 +12,13 @@ from ase import Atoms
 from rich.console import Console
 from rich.progress import track
 
-from e3sparse.backends import Potential
 from e3sparse.errors import ConfigError, DataError
-from e3sparse.structures import read_structures
+from e3sparse.frames.batches import Batch, FrameDataset, collate
+from e3sparse.frames.evaluation import predict
+from e3sparse.frames.reading import Frame
+from e3sparse.potentials.backends import Potential
+from e3sparse.potentials.structure_files import read_structures
 from e3sparse.training.config import FinetuneConfig
-from e3sparse.training.data import Batch, FrameDataset, collate
-from e3sparse.training.evaluation import predict
-from e3sparse.training.frames import Frame
 from e3sparse.training.random_structures import varied_structures
 
 AUTO = "auto"
@@ -48,8 +48,8 @@ def replay_frames(config: FinetuneConfig, potential: Potential, console: Console
     ConfigError
         If the base model holds too few random structures together.
     DataError
-        As `e3sparse.structures.read_structures` does, or if the base model has no finite label
-        for a structure of the file.
+        As `read_structures` does, or if the base model has no finite label for a structure of the
+        file.
     """
     if config.replay == AUTO:
         return _random(config, potential, console)

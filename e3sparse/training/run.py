@@ -1,36 +1,45 @@
 """One fine-tuning run, from files to files."""
 
 import logging
-import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
-from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
-from e3sparse.adapter import Adapter
-from e3sparse.backends import Potential
-from e3sparse.errors import ConfigError, DataError, DivergedError, Interrupted
+from e3sparse.adapter.fingerprint import fingerprint
+from e3sparse.adapter.handle import Adapter
+from e3sparse.errors import DivergedError, Interrupted
+from e3sparse.frames.batches import FrameDataset, loader
+from e3sparse.frames.evaluation import by_kind, error_table, errors, predict, setback
+from e3sparse.frames.reading import Frame, elements_of
+from e3sparse.potentials.backends import Potential
+from e3sparse.training.checkpoints import (
+    SCORE,
+    StopDiverged,
+    WholeCheckpoints,
+    checkpoint_callbacks,
+)
 from e3sparse.training.config import FinetuneConfig
-from e3sparse.training.data import FrameDataset, Frames, loader
-from e3sparse.training.energy_zero import choose_references, fate_of_isolated
-from e3sparse.training.evaluation import error_table, errors, predict, setback
-from e3sparse.training.frames import Frame, average_neighbours, elements_of
+from e3sparse.training.data import Frames
+from e3sparse.training.energy_zero import choose_references, fate_of_isolated, said_of_references
 from e3sparse.training.inputs import load_inputs
 from e3sparse.training.module import FineTuning
 from e3sparse.training.patience import Patience
 from e3sparse.training.progress import RunProgress
 from e3sparse.training.replay import Replay, replay_frames
-from e3sparse.training.run_folder import CONFIG, write_config, write_figures, write_results
-
-SPIN_LAYERS = "spins"
-_LAST, _BEST, _SCORE = "last", "best", "valid/score"
+from e3sparse.training.run_folder import RunFolder, digests
+from e3sparse.training.run_records import ADAPTER, SPINS, read_checkpoint
+from e3sparse.training.run_results import write_config, write_figures, write_results
+from e3sparse.training.scrutiny import examined, what_was_read
+from e3sparse.training.spin_layers import with_spin_layers
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,8 @@ def finetune(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    also_read: Mapping[str, Path] | None = None,
+    dry_run: bool = False,
     console: Console | None = None,
 ) -> RunResult:
     """Fine-tune a model and write the run folder.
@@ -69,6 +80,10 @@ def finetune(
         Whether an existing run folder may be replaced.
     resume
         Whether to go on with the run in the folder.
+    also_read
+        Files besides those of the settings that must not be replaced, by their flags.
+    dry_run
+        Whether to stop after the files are read and examined; nothing is written then.
     console
         Where to report; a new one if None.
 
@@ -78,28 +93,48 @@ def finetune(
         If an input is bad; nothing has been written then.
     """
     console = console or Console()
-    _check_folder(config.out, overwrite, resume)
-    potential, splits, isolated = load_inputs(config)
+    if resume:
+        folder = RunFolder.resumed(config.out)
+    else:
+        folder = RunFolder.begin(
+            config.out,
+            config.files() | dict(also_read or {}),
+            overwrite=overwrite or dry_run,
+        )
+    made_of = digests(config.files())
+    potential, splits, isolated, notes = load_inputs(config)
+    base = fingerprint(potential.module)
+    if resume:
+        folder.go_on(base=base, inputs=made_of)
     console.print(
         f"{potential.name}: {sum(p.numel() for p in potential.module.parameters()):,} parameters, "
         + ", ".join(f"{len(frames)} {name}" for name, frames in splits.items())
         + " frames"
     )
+    console.print(what_was_read(splits))
+    for note in notes:
+        console.print(note, soft_wrap=True, markup=False)
     if config.method == "scratch":
         potential.reinitialize(config.seed)  # before references are fitted to what it predicts
     to_replay = replay_frames(config, potential, console) if config.replay else None
     before = {name: predict(potential, frames) for name, frames in splits.items()}
+    if config.method != "scratch":
+        splits, before = examined(config, splits, before, console)
     references = choose_references(
         config, potential, splits["train"], before["train"], isolated["train"]
     )
     for name, atoms in isolated.items():
         if atoms:
             console.print(fate_of_isolated(config, name, atoms))
+    console.print(said_of_references(references, isolated["train"]))
     if isolated["train"] and references:
-        off = errors(splits["train"], before["train"], references)["energy_mae"]
+        off = errors(splits["train"], before["train"], references).get("energy_mae", 0.0)
         console.print(f"With these references the base model is off by {off:.1f} meV/atom on train")
+    if dry_run:
+        found = {f"{n} before": errors(f, before[n], references) for n, f in splits.items()}
+        return RunResult(config.out, error_table(found), None)
     if config.magnetic:
-        potential = _with_spin_layers(config, potential, splits["train"])
+        potential = with_spin_layers(config, potential, splits["train"])
         count = sum(p.numel() for p in potential.fresh_parameters())
         console.print(f"Spin-aware layers: {count:,} parameters, trained in full")
     adapter = _prepare(config, potential, splits["train"])
@@ -107,10 +142,10 @@ def finetune(
         adapter.energy_references.update(references)
         console.print(str(adapter.sparsity()))
 
-    if overwrite and config.out.exists():
-        shutil.rmtree(config.out)
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_config(config, potential)
+    if not resume:
+        folder.start(potential.suffix, base=base, inputs=made_of)
+        folder.remember_references(references)
+        write_config(folder.path, config, potential)
 
     module = FineTuning(
         potential,
@@ -136,7 +171,15 @@ def finetune(
             config.loss(potential.forward(b.inputs.to(potential.device)), b.to(potential.device))
             for b in batches
         )
-    _fit(config, module, data, resume)
+    checkpoint = _checkpoint(folder, console) if resume else None
+    try:
+        _fit(config, folder, module, data, checkpoint)
+    except Interrupted:
+        raise
+    except BaseException:
+        if folder.path != folder.out:
+            console.print(f"The earlier run in {escape(str(folder.out))} is as it was.")
+        raise
 
     after = {name: predict(potential, frames) for name, frames in splits.items()}
     rows = {}
@@ -144,46 +187,36 @@ def finetune(
         rows[f"{name} before"] = errors(frames, before[name], references)
         rows[f"{name} after"] = errors(frames, after[name], references)
     table = error_table(rows)
-    if config.method != "scratch" and (warning := setback(rows, config.learning_rate)):
-        console.print(warning)
-    write_results(config.out, table, adapter, potential)
-    write_figures(config.out, splits, before, after, references)
+    kinds = by_kind(splits["valid"], before["valid"], after["valid"], references)
+    if config.method != "scratch" and (warning := setback(rows, config.learning_rate, kinds)):
+        console.print(warning, soft_wrap=True, markup=False)
+    write_results(folder.path, table, adapter, potential)
+    write_figures(folder, splits, before, after, references)
     if adapter is not None:
         adapter.save_pretrained(
-            config.out / "adapter",
+            folder.path / ADAPTER,
             base_model=config.model,
             framework=potential.framework,
             metrics={name: dict(row) for name, row in rows.items() if name.endswith("after")},
         )
         adapter.merge()
     potential.shift_energies(references)
-    potential.save(config.out / f"model{potential.suffix}")
+    potential.save(folder.path / f"model{potential.suffix}")
     if config.magnetic:
-        _save_spin_layers(config.out, potential, splits["train"])
-    return RunResult(config.out, table, adapter)
+        _save_spin_layers(folder.path, potential, splits["train"])
+    folder.finish()
+    return RunResult(folder.out, table, adapter)
 
 
-def resumable(out: Path) -> Path | None:
-    """Return the checkpoint that a run in `out` would go on from."""
-    last = out / "checkpoints" / f"{_LAST}.ckpt"
-    return last if last.is_file() else None
-
-
-def _check_folder(out: Path, overwrite: bool, resume: bool) -> None:
-    if resume:
-        if resumable(out) is None:
-            raise ConfigError(f"There is no run to resume in {out}: it has no checkpoint yet.")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not overwrite:
-            raise ConfigError(
-                f"{out} exists. Give another --out, --overwrite to replace it, or --resume to go "
-                "on."
-            )
-        if not (out / CONFIG).is_file():
-            raise ConfigError(
-                f"{out} is not a run folder of e3sparse (it has no {CONFIG}), so --overwrite "
-                "leaves it alone. Give another --out."
-            )
+def _checkpoint(folder: RunFolder, console: Console) -> Path | None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = folder.last_checkpoint()
+    for warning in caught:
+        console.print(escape(str(warning.message)))
+    if found is None:
+        console.print("The run has no checkpoint yet: it begins at the first step.")
+    return found
 
 
 def _prepare(config: FinetuneConfig, potential: Potential, train: list[Frame]) -> Adapter | None:
@@ -196,59 +229,24 @@ def _prepare(config: FinetuneConfig, potential: Potential, train: list[Frame]) -
     return adapter
 
 
-def _with_spin_layers(
-    config: FinetuneConfig, potential: Potential, train: list[Frame]
-) -> Potential:
-    # Its layers are e3nn's, which a run without spins has no need to import.
-    from e3sparse.magnetism import add_spins
-
-    settings = {
-        "spin_orbit": config.spin_orbit,
-        "average_neighbours": average_neighbours(train, potential.cutoff),
-    }
-    if config.loss.magnetic_forces > 0 and any(f.magnetic_forces is None for f in train):
-        raise DataError(
-            f"The loss has a weight for magnetic forces, and not every frame of {config.train} has "
-            f"a label '{config.keys.magnetic_forces}'. Set the weight to 0, or name "
-            "the right one as keys.magnetic_forces in a --config."
-        )
-    try:
-        magnetic = add_spins(potential, seed=config.seed, **settings | config.spin_settings)
-        magnetic.magnetic_forces = config.loss.magnetic_forces > 0
-        return magnetic
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"Settings are wrong: spin_settings.{where}: {first['msg']}.") from None
-
-
 def _save_spin_layers(out: Path, potential: Potential, train: list[Frame]) -> None:
     from e3sparse.magnetism import MagneticPotential, save
 
     assert isinstance(potential, MagneticPotential)
-    save(potential, out / SPIN_LAYERS, elements_of(train))
+    save(potential, out / SPINS, elements_of(train))
 
 
-def _fit(config: FinetuneConfig, module: FineTuning, data: Frames, resume: bool) -> None:
-    checkpoints = config.out / "checkpoints"
+def _fit(
+    config: FinetuneConfig,
+    folder: RunFolder,
+    module: FineTuning,
+    data: Frames,
+    checkpoint: Path | None,
+) -> None:
     callbacks: list[Callback] = [
         RunProgress(),
-        # Both after the validation, while the averaged weights are in place. They are two, because
-        # Lightning saves an interrupted training under the name of the best model otherwise.
-        ModelCheckpoint(
-            checkpoints,
-            filename=_BEST,
-            monitor=_SCORE,
-            enable_version_counter=False,
-            save_on_train_epoch_end=False,
-        ),
-        ModelCheckpoint(
-            checkpoints,
-            filename=_LAST,
-            enable_version_counter=False,
-            save_on_exception=True,
-            save_on_train_epoch_end=False,
-        ),
+        StopDiverged(config.learning_rate),
+        *checkpoint_callbacks(folder.checkpoints),
     ]
     if config.patience is not None:
         callbacks.append(Patience(config.patience))
@@ -269,31 +267,35 @@ def _fit(config: FinetuneConfig, module: FineTuning, data: Frames, resume: bool)
             num_sanity_val_steps=0,
             inference_mode=False,
             log_every_n_steps=1,
-            logger=CSVLogger(config.out, name="logs"),
+            logger=CSVLogger(folder.path, name="logs"),
             callbacks=callbacks,
+            plugins=[WholeCheckpoints()],
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        checkpoint = str(resumable(config.out)) if resume else None
         module.train()
         try:
-            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+            trainer.fit(
+                module,
+                data,
+                ckpt_path=None if checkpoint is None else str(checkpoint),
+                weights_only=True,
+            )
         except (KeyboardInterrupt, SystemExit) as stop:
             # Lightning has saved a checkpoint and leaves the interpreter.
             raise Interrupted(
                 f"Training was interrupted at step {trainer.global_step}. Go on with: "
-                f"e3sparse finetune --resume --out {config.out}"
+                f"{folder.resume_command}"
             ) from stop
-    best = torch.load(checkpoints / f"{_BEST}.ckpt", map_location=module.device, weights_only=False)
+    best = read_checkpoint(folder.best, module.device)
     (score,) = (
         saved["best_model_score"]
         for saved in best["callbacks"].values()
-        if saved.get("monitor") == _SCORE
+        if saved.get("monitor") == SCORE
     )
     if not torch.isfinite(score):
         raise DivergedError(
             f"No validation had a finite loss after the delta was as sparse as asked for: training "
-            f"diverged. Give a lower --lr than {config.learning_rate:g}; {config.out} holds "
-            "metrics.csv, and no model."
+            f"diverged. Give a lower --lr than {config.learning_rate:g}; no model has been written."
         )
     module.load_state_dict(best["state_dict"])

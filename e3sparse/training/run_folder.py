@@ -1,83 +1,277 @@
-"""What a run leaves in its folder, besides checkpoints and models."""
+"""A run's folder: the names in it, what the run was made of, and how it takes an older one's place.
 
-import platform
-import sys
-from importlib.metadata import PackageNotFoundError, version
+A new run of a folder that holds an older one is written beside it, and takes its place when it has
+finished: what goes wrong before leaves the older one as it was.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import yaml
+from pydantic import Field
 
-import e3sparse
-from e3sparse.adapter import Adapter
-from e3sparse.backends import Potential
-from e3sparse.files import replacing
-from e3sparse.training import figures
-from e3sparse.training.config import DEPENDENT, FinetuneConfig
-from e3sparse.training.evaluation import Predictions
-from e3sparse.training.frames import Frame
+from e3sparse.errors import ConfigError
+from e3sparse.files import LEFTOVERS
+from e3sparse.output_folders import (
+    Listing,
+    check_output,
+    exchange,
+    read_listing,
+    remove_listed,
+    write_listing,
+)
+from e3sparse.training.run_records import (
+    ADAPTER,
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    RESULTS,
+    SPINS,
+    read_checkpoint,
+    resume_command,
+)
 
-CONFIG = "config.yaml"
-RESULTS = "results.json"
+LISTING = "e3sparse-run.json"
+_LAST, _BEFORE = "last.ckpt", "last.previous.ckpt"
+_FIXED = (
+    *(CONFIG, RESULTS, METRICS, "results.csv", "versions.json"),
+    *("figures/learning.png", "figures/parity.png"),
+    *(f"{CHECKPOINTS}/{name}" for name in (BEST, _LAST, _BEFORE)),
+    *(f"{ADAPTER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")),
+    *(f"{SPINS}/{name}" for name in ("spin_config.json", "spin_model.safetensors")),
+)
 
 
-def write_config(config: FinetuneConfig, potential: Potential) -> None:
-    values = config.model_dump(mode="json")
-    values["lr"] = config.learning_rate
-    for switch, settings in DEPENDENT.items():
-        for name in settings:
-            if not values[switch]:
-                del values[name]  # their defaults may be others in the version that reads it
-    with replacing(config.out / CONFIG) as temporary:
-        temporary.write_text(yaml.safe_dump(values, sort_keys=False))
-    with replacing(config.out / "versions.json") as temporary:
-        pd.Series(_versions() | dict(potential.framework)).to_json(temporary, indent=1)
+class RunListing(Listing):
+    """What a run wrote, and what it was made of.
+
+    Attributes
+    ----------
+    inputs
+        SHA-256 of each file that was read, by what it was read as.
+    base
+        Fingerprint of the base model.
+    references
+        Energy shifts in eV by atomic number that the run was begun with.
+    finished
+        Whether it has come to its end.
+    """
+
+    written_by: str = "e3sparse finetune"
+    inputs: dict[str, str] = Field(default_factory=dict)
+    base: str | None = None
+    references: dict[int, float] | None = None
+    finished: bool = False
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "e3sparse": e3sparse.__version__}
-    for name in ("torch", "e3nn", "lightning", "schedulefree", "ase", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    found["command"] = " ".join(sys.argv)
+class RunFolder:
+    """The folder of one run.
+
+    Parameters
+    ----------
+    out
+        Where its results are, or will be.
+    path
+        Where it is written now; `out` if None.
+    """
+
+    def __init__(self, out: Path, path: Path | None = None) -> None:
+        self.out = out
+        self.path = out if path is None else path
+
+    @classmethod
+    def begin(cls, out: Path, inputs: Mapping[str, Path], *, overwrite: bool) -> "RunFolder":
+        """Return the folder that a new run is to be written to; nothing is changed yet.
+
+        Parameters
+        ----------
+        out
+            As the user gave it.
+        inputs
+            The files that will be read, by their flags.
+        overwrite
+            Whether an older run may be replaced.
+
+        Raises
+        ------
+        ConfigError
+            As `check_output` does, or if an older run waits to be resumed.
+        """
+        out = out.resolve() if ".." in out.parts else out
+        if out.is_dir() and not overwrite:
+            begun = read_listing(out, LISTING, RunListing)
+            if begun is not None and not begun.finished:
+                raise ConfigError(
+                    f"{out} holds a run that has not finished. Give --resume to go on with it, "
+                    "--overwrite to replace it, or another --out."
+                )
+        check_output(out, LISTING, "a run folder", inputs, overwrite=overwrite)
+        older = read_listing(out, LISTING, RunListing)
+        folder = cls(out, _beside(out) if older is not None else out)
+        if folder.path != out:
+            check_output(folder.path, LISTING, "a run folder", inputs, overwrite=True)
+        return folder
+
+    @classmethod
+    def resumed(cls, out: Path) -> "RunFolder":
+        """Return the folder of a run that was stopped.
+
+        Raises
+        ------
+        ConfigError
+            If there is none, or it has finished.
+        """
+        for path in (_beside(out), out):
+            listing = read_listing(path, LISTING, RunListing)
+            if listing is None:
+                continue
+            if listing.finished and path != out:
+                exchange(path, out, LISTING)  # that is where it was stopped
+                continue
+            if listing.finished:
+                raise ConfigError(
+                    f"The run in {out} has finished: there is nothing to go on with. Give another "
+                    "--out for more steps."
+                )
+            return cls(out, path)
+        raise ConfigError(f"There is no run to resume in {out}: it has no {LISTING}.")
+
+    def start(self, suffix: str, *, base: str, inputs: Mapping[str, str]) -> None:
+        """Make the folder, with the listing of what will be written; what was begun there goes."""
+        begun = read_listing(self.path, LISTING, RunListing)
+        if begun is not None:
+            remove_listed(self.path, LISTING, begun)
+        files = [*_FIXED, f"model{suffix}", *_logs(0)]
+        self._write(RunListing(files=files, inputs=dict(inputs), base=base))
+
+    def listing(self) -> RunListing:
+        """Return what the folder says of the run."""
+        found = read_listing(self.path, LISTING, RunListing)
+        assert found is not None
+        return found
+
+    def remember_references(self, references: Mapping[int, float]) -> None:
+        """Record the energy references that the run was begun with."""
+        self._write(self.listing().model_copy(update={"references": dict(references)}))
+
+    def go_on(self, *, base: str, inputs: Mapping[str, str]) -> None:
+        """Make ready to go on.
+
+        Raises
+        ------
+        ConfigError
+            If the run was begun with other files or another base model; the message names them.
+        """
+        listing = self.listing()
+        other = [name for name in listing.inputs if inputs.get(name) != listing.inputs[name]]
+        if listing.base is not None and listing.base != base and "model" not in other:
+            other.append("model")
+        if other:
+            raise ConfigError(
+                f"The run in {self.out} was begun with other contents of: {', '.join(other)}. "
+                "Put them back as they were to go on, or begin anew with another --out."
+            )
+        for leftover in self.path.rglob(LEFTOVERS):
+            leftover.unlink()
+        number = 0
+        while (self.path / _logs(number)[0]).exists():
+            number += 1
+        files = list(dict.fromkeys([*listing.files, *_logs(number)]))
+        self._write(listing.model_copy(update={"files": files}))
+
+    def finish(self) -> None:
+        """Mark the run as finished, and put it in the place of an older one."""
+        listing = self.listing()
+        there = [file for file in listing.files if (self.path / file).is_file()]
+        self._write(listing.model_copy(update={"finished": True, "files": there}))
+        if self.path != self.out:
+            exchange(self.path, self.out, LISTING)
+            self.path = self.out
+
+    def _write(self, listing: RunListing) -> None:
+        write_listing(self.path, LISTING, listing)
+
+    @property
+    def resume_command(self) -> str:
+        """What goes on with the run."""
+        return resume_command(self.out)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best validation."""
+        return self.checkpoints / BEST
+
+    def last_checkpoint(self) -> Path | None:
+        """Return the newest checkpoint that can be read; None if none has been written.
+
+        Raises
+        ------
+        ConfigError
+            If there are some, and all are damaged.
+        """
+        there = [self.checkpoints / name for name in (_LAST, _BEFORE)]
+        there = [path for path in there if path.exists()]
+        for path in there:
+            try:
+                read_checkpoint(path)
+            except ConfigError as error:
+                warnings.warn(f"{error} The one before it is taken.", stacklevel=2)
+                continue
+            return path
+        if there:
+            raise ConfigError(
+                f"The checkpoints in {self.checkpoints} are damaged, so the run cannot go on: "
+                "begin it anew with --overwrite."
+            )
+        return None
+
+    def metrics(self) -> pd.DataFrame:
+        """Return the rows of all parts of the run, each step once.
+
+        Raises
+        ------
+        ConfigError
+            If a log is missing or damaged.
+        """
+        logs = sorted(self.path.glob("logs/version_*/metrics.csv"), key=_number)
+        parts: list[pd.DataFrame] = []
+        for log in logs:
+            try:
+                part = pd.read_csv(log)
+            except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
+                raise ConfigError(f"{log} is damaged or empty.") from None
+            if len(part):
+                # What came after the checkpoint from which the run went on was done again.
+                begun = part["step"].min()
+                parts = [p[p["step"] < begun] for p in parts] + [part]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _beside(out: Path) -> Path:
+    full = out.resolve()
+    return full.with_name(f"{full.name}.unfinished")
+
+
+def _logs(number: int) -> list[str]:
+    return [f"logs/version_{number}/{name}" for name in ("metrics.csv", "hparams.yaml")]
+
+
+def _number(log: Path) -> int:
+    return int(log.parent.name.removeprefix("version_"))
+
+
+def digests(inputs: Mapping[str, Path]) -> dict[str, str]:
+    """Return the SHA-256 of each file, by its flag without dashes."""
+    found = {}
+    for flag, path in inputs.items():
+        with path.open("rb") as file:
+            found[flag.lstrip("-")] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
-
-
-def write_results(
-    out: Path, table: pd.DataFrame, adapter: Adapter | None, potential: Potential
-) -> None:
-    with replacing(out / "results.csv") as temporary:
-        table.to_csv(temporary, index_label="split")
-    summary: dict[str, Any] = {"errors": table.to_dict(orient="index")}
-    if adapter is not None:
-        counts = adapter.sparsity()
-        summary["sparsity"] = {
-            "layerwise": counts.layerwise,
-            "total": counts.total,
-            "updated": counts.updated,
-            "entries": counts.entries,
-            "parameters": counts.parameters,
-            "fresh": sum(p.numel() for p in potential.fresh_parameters()),
-        }
-    with replacing(out / RESULTS) as temporary:
-        pd.Series(summary).to_json(temporary, indent=1)
-
-
-def write_figures(
-    out: Path,
-    splits: dict[str, list[Frame]],
-    before: dict[str, Predictions],
-    after: dict[str, Predictions],
-    references: dict[int, float],
-) -> None:
-    logs = sorted(out.glob("logs/version_*/metrics.csv"), key=lambda p: p.stat().st_mtime)
-    metrics = pd.concat([pd.read_csv(log) for log in logs], ignore_index=True)
-    with replacing(out / "metrics.csv") as temporary:
-        metrics.to_csv(temporary, index=False)
-    figures.learning_curve(metrics, out / "figures" / "learning.png")
-    name = "test" if "test" in splits else "valid"
-    parity = out / "figures" / "parity.png"
-    figures.parity(splits[name], before[name], after[name], references, parity)

@@ -18,7 +18,7 @@ from e3nn import o3
 from mace.modules.symmetric_contraction import Contraction, SymmetricContraction
 from torch import Tensor, nn
 
-from e3sparse.injection import SUBMODULE
+from e3sparse.layers.injection import SUBMODULE
 
 Groups = list[tuple[int, Tensor]]
 """Elements in a batch, and the atoms that each has."""

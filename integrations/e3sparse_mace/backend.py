@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 from ase import Atoms
-from e3nn.nn import FullyConnectedNet
 from mace.calculators.foundations_models import (
     download_mace_mp_checkpoint,
     mace_mp_urls,
@@ -22,7 +21,7 @@ from mace.calculators.foundations_models import (
     mace_off_urls,
 )
 from mace.data import AtomicData, config_from_atoms
-from mace.modules.models import MACE
+from mace.modules.models import MACE, ScaleShiftMACE
 from mace.modules.utils import get_edge_vectors_and_lengths
 from mace.tools import AtomicNumberTable
 from mace.tools.scripts_utils import extract_config_mace_model
@@ -30,16 +29,24 @@ from mace.tools.torch_geometric.batch import Batch
 from mace.tools.torch_tools import default_dtype
 from torch import Tensor, nn
 
-from e3sparse.backends import Backend, Features, Potential, Prediction, pickle_mentions
+from e3sparse.potentials.backends import Backend, Features, Potential, Prediction, pickle_mentions
+from e3sparse.layers.clebsch_gordan import as_read
 from e3sparse.errors import ConfigError, PatchError, nearest
 from e3sparse.files import replacing
-from e3sparse.injection import SUBMODULE
-from e3sparse.paths import Species, kind_of
+from e3sparse.layers.injection import SUBMODULE
+from e3sparse.layers.layouts import Species
 from e3sparse_mace.acceleration import Acceleration
+from e3sparse_mace.inputs import EMBEDDING, FrameInputs, embedding_energies
 from e3sparse_mace.precision import recompute_coupling
 from e3sparse_mace.products import PRODUCTS
+from e3sparse_mace.reading import (
+    fed_species,
+    radial_layers,
+    species_candidates,
+    target_aliases,
+)
 
-__all__ = ["MACEBackend", "MACEPotential", "mace"]
+__all__ = ["PRODUCTS", "MACEBackend", "MACEPotential", "mace"]
 
 _OFF = {f"{size}-off": size for size in mace_off_urls}
 _MP = tuple(mace_mp_urls)
@@ -75,7 +82,7 @@ class MACEPotential(Potential):
         self.heads: list[str] = list(getattr(module, "heads", None) or ["Default"])
         self.head = _checked_head(name, self.heads, head)
         self.module = module.to(device=device, dtype=dtype)
-        recompute_coupling(self.module)
+        self._overwritten = recompute_coupling(self.module)
         self.cutoff = float(module.r_max)
         self.framework = {"mace-torch": version("mace-torch")}
         self.parity = not getattr(module, "use_so3", False)
@@ -83,43 +90,37 @@ class MACEPotential(Potential):
         layers = [str(product.linear.irreps_out) for product in module.products]
         self.node_irreps = "+".join(layers)
         numbers = tuple(int(z) for z in module.atomic_numbers)
-        self.species = Species(numbers, self._species_axes(numbers))
-        self.fold_into = {
-            f"{path}.conv_tp": f"{path}.conv_tp_weights.layer{len(block.conv_tp_weights) - 1}"
-            for path, block in self._interactions()
-            if isinstance(block.conv_tp_weights, FullyConnectedNet)
-        }
-        last = len(module.interactions) - 1
-        self.aliases = {
-            "all": ("linear", "fctp"),  # of the paper
-            "last": (
-                f"interactions.{last}.linear_up",
-                f"interactions.{last}.linear",
-                f"products.{last}.linear",
-                "readouts",
-            ),
-        }
         self._table = AtomicNumberTable(list(numbers))
+        self._inputs = FrameInputs(name, module)
+        self.frame_inputs = self._inputs.names
         self._acceleration = Acceleration(self.module)
-
-    def _interactions(self) -> list[tuple[str, Any]]:
-        return [(f"interactions.{k}", block) for k, block in enumerate(self.module.interactions)]
+        self.species = Species(numbers, self._species_axes(numbers))
+        self.fold_into = radial_layers(module)
+        self.aliases = target_aliases(module, self.species.axes)
 
     def _species_axes(self, numbers: Sequence[int]) -> dict[str, int]:
-        skips = {f"{path}.skip_tp": 1 for path, block in self._interactions()}
-        products = {
-            path: 0
-            for path, module in self.module.named_modules()
-            if kind_of(module) is PRODUCTS and module.weights_max.shape[0] == len(numbers)
-        }
-        return {"node_embedding.linear": 0, **skips, **products}
+        pair = Atoms([numbers[0], numbers[-1]], [[0.0, 0.0, 0.0], [0.0, 0.0, self.cutoff / 2]])
+        self._inputs.fill(pair)
+        batch = self.collate([self.graph(pair)]).to(self.device)
+        candidates = species_candidates(self.module)
+        with (
+            torch.no_grad(),
+            default_dtype(self.dtype),
+            fed_species(self.module, candidates, batch.node_attrs) as fed,
+        ):
+            self.module(_inputs(batch), compute_force=False)
+        return {path: axis for path, axis in candidates.items() if path in fed}
 
     def graph(self, atoms: Atoms) -> AtomicData:
         with default_dtype(self.dtype):
-            config = config_from_atoms(atoms, head_name=self.head)
-            return AtomicData.from_config(
+            config = config_from_atoms(atoms, self._inputs.keys(atoms), head_name=self.head)
+            graph = AtomicData.from_config(
                 config, z_table=self._table, cutoff=self.cutoff, heads=self.heads
             )
+            # MACE puts long vectors in the place of those along which a structure is not periodic,
+            # and divides its stress by the volume that results.
+            graph.cell_volume = torch.tensor([atoms.cell.volume], dtype=self.dtype)
+            return graph
 
     def collate(self, graphs: Sequence[AtomicData]) -> Any:
         return Batch.from_data_list(list(graphs))
@@ -127,24 +128,32 @@ class MACEPotential(Potential):
     def forward(self, batch: Any) -> Prediction:
         data = _inputs(batch)
         positions = data["positions"]
-        periodic = bool(data["cell"].any())
+        cell, volume = data["cell"].view(-1, 3, 3), data["cell_volume"].view(-1, 1, 1)
+        periodic = bool((volume > 0).any())
         out = self._evaluate(data, compute_stress=periodic)
-        energy = _total_energy(data, out)
+        energy = self._total_energy(data, out)
+        stress = _no_stress(out["forces"], len(energy))
+        if periodic:
+            of_another = torch.linalg.det(cell).abs().view(-1, 1, 1)
+            of_own = out["stress"] * torch.where(
+                of_another == volume, torch.ones_like(volume), of_another / volume.clamp(min=1e-3)
+            )
+            stress = torch.where(volume > 0, of_own, stress)
         return Prediction(
             energy=energy,
             forces=out["forces"],
-            stress=out["stress"] if periodic else _no_stress(out["forces"], len(energy)),
+            stress=stress,
             geometry=(positions, data["batch"]),
         )
 
     def features(self, batch: Any) -> Features:
         data = _inputs(batch)
-        positions, cell = data["positions"], data["cell"].view(-1, 3, 3)
+        positions = data["positions"]
         out = self._evaluate(data, compute_force=False, compute_displacement=True)
         vectors, _ = get_edge_vectors_and_lengths(
             positions=data["positions"], edge_index=data["edge_index"], shifts=data["shifts"]
         )
-        volume = torch.linalg.det(cell).abs().view(-1, 1, 1)
+        volume = data["cell_volume"].view(-1, 1, 1)
 
         def predict(energy: Tensor, gradients: Sequence[Tensor | None]) -> Prediction:
             by_position, by_strain = gradients
@@ -159,7 +168,7 @@ class MACEPotential(Potential):
             )
 
         return Features(
-            energy=_total_energy(data, out),
+            energy=self._total_energy(data, out),
             nodes=out["node_feats"],
             edge_index=data["edge_index"],
             edge_vectors=vectors,
@@ -172,9 +181,22 @@ class MACEPotential(Potential):
         if self._acceleration.model is not self.module:
             self._acceleration = Acceleration(self.module)
         accelerated = self._acceleration(data["node_attrs"]) if self.accelerate else nullcontext()
-        with default_dtype(self.dtype), accelerated:
+        with default_dtype(self.dtype), accelerated, embedding_energies(self.module) as embedding:
             out: dict[str, Tensor] = self.module(data, training=self.module.training, **options)
-        return out
+        return out | embedding
+
+    def _total_energy(self, data: Mapping[str, Tensor], out: Mapping[str, Tensor]) -> Tensor:
+        # Core electrons make energies that float32 knows to 1e-3 eV: MACE sums nodes in float64.
+        frames = int(data["ptr"].numel()) - 1
+        if type(self.module) not in (MACE, ScaleShiftMACE):
+            return out["energy"].double()  # others have energies that belong to no node
+        energy = data["positions"].new_zeros(frames, dtype=torch.float64)
+        energy = energy.index_add(0, data["batch"], out["node_energy"].double())
+        if EMBEDDING in out:
+            heads = data["head"][data["batch"]]
+            energies = out[EMBEDDING].gather(1, heads[:, None])[:, 0]
+            energy = energy.index_add(0, data["batch"], energies.double())
+        return energy
 
     def save(self, path: Path) -> None:
         if any(f".{SUBMODULE}." in f".{name}" for name, _ in self.module.named_modules()):
@@ -182,7 +204,7 @@ class MACEPotential(Potential):
                 "A MACE file of a patched model could only be read where e3sparse is installed: "
                 "merge the adapter first."
             )
-        with replacing(path) as temporary:
+        with replacing(path) as temporary, as_read(self.module, self._overwritten):
             torch.save(self.module, temporary)
 
     def shift_energies(self, shifts: Mapping[int, float]) -> None:
@@ -196,6 +218,9 @@ class MACEPotential(Potential):
         config = extract_config_mace_model(self.module)
         if "error" in config:
             raise ConfigError(f"{self.name} cannot be trained from scratch: {config['error']}.")
+        # MACE does not tell whether the last layer has vectors too.
+        last = self.module.products[-1].linear.irreps_out
+        config["keep_last_layer_irreps"] = last == self.module.products[0].linear.irreps_out
         with torch.random.fork_rng(devices=[]), default_dtype(self.dtype):
             torch.manual_seed(seed)
             drawn = dict(type(self.module)(**config).named_parameters())
@@ -263,13 +288,6 @@ def _inputs(batch: Any) -> dict[str, Any]:
     data: dict[str, Any] = batch.to_dict()
     data["positions"] = data["positions"].detach().clone()
     return data
-
-
-def _total_energy(data: Mapping[str, Tensor], out: Mapping[str, Tensor]) -> Tensor:
-    # Core electrons make energies that float32 knows to 1e-3 eV: MACE sums nodes in float64.
-    frames = int(data["ptr"].numel()) - 1
-    energy = data["positions"].new_zeros(frames, dtype=torch.float64)
-    return energy.index_add(0, data["batch"], out["node_energy"].double())
 
 
 def _no_stress(forces: Tensor, frames: int) -> Tensor:

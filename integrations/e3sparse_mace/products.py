@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from e3sparse.paths import Block, LayerKind, Layout, PassedOver, register_kind
+from e3sparse.layers.layouts import Block, LayerKind, Layout, PassedOver, register_kind
 
 
 def _layout(contraction: Any) -> Layout:

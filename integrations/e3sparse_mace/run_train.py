@@ -18,7 +18,7 @@ from mace.cli import run_train
 from torch import nn
 
 import e3sparse
-from e3sparse.adapter import Adapter
+from e3sparse.adapter.handle import Adapter
 from e3sparse.errors import ConfigError
 from e3sparse.files import replacing
 from e3sparse_mace.backend import MACEPotential

@@ -18,11 +18,11 @@ from nequip.utils.dtype import torch_default_dtype
 from nequip.utils.global_dtype import _GLOBAL_DTYPE
 from torch import Tensor, nn
 
-from e3sparse.backends import Backend, Potential, Prediction, pickle_mentions
-from e3sparse.coupling import recompute_wigner_3j
 from e3sparse.errors import ConfigError, PatchError
-from e3sparse.injection import SUBMODULE
-from e3sparse.paths import Species, kind_of, qualified_name
+from e3sparse.layers.clebsch_gordan import recompute_wigner_3j
+from e3sparse.layers.injection import SUBMODULE
+from e3sparse.layers.layouts import Species, kind_of, qualified_name
+from e3sparse.potentials.backends import Backend, Potential, Prediction, pickle_mentions
 from e3sparse_nequip.options import nequip_state
 from e3sparse_nequip.package import SUFFIX, write_package
 

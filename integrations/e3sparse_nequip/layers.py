@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from e3sparse.paths import Block, LayerKind, Layout, PassedOver, register_kind
+from e3sparse.layers.layouts import Block, LayerKind, Layout, PassedOver, register_kind
 
 
 def _scalar_linear(layer: Any) -> Layout:

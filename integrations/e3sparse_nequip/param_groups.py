@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import nn
 
+from e3sparse.adapter.patching import adapters
 from e3sparse.deltas import ParamGroup
 from e3sparse.errors import ConfigError
-from e3sparse.patching import adapters
 
 
 def SparseParamGroups(  # noqa: N802 -- named as NequIP's own factories are

@@ -18,12 +18,12 @@ from nequip.train import (
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import nn
 
-from e3sparse.acceleration import Acceleration
-from e3sparse.adapter import Adapter
+from e3sparse.adapter.handle import Adapter
+from e3sparse.adapter.patching import adapters
 from e3sparse.deltas import ParamGroup, make_method
 from e3sparse.errors import ConfigError, nearest
-from e3sparse.patching import adapters
-from e3sparse.paths import qualified_name
+from e3sparse.layers.faster_products import Acceleration
+from e3sparse.layers.layouts import qualified_name
 from e3sparse_nequip.backend import NequIPPotential
 
 SETTLED = "settled/"

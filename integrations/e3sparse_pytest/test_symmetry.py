@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from e3sparse.structures import read_structures
+from e3sparse.potentials.structure_files import read_structures
 from e3sparse.symmetry import CHECKS, Subject
 from e3sparse.symmetry.loading import load_subject
 

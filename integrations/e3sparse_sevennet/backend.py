@@ -24,15 +24,13 @@ from sevenn.train.dataload import unlabeled_atoms_to_graph
 from torch import Tensor
 from torch_geometric.loader.dataloader import Collater
 
-from e3sparse.backends import Backend, Features, Potential, Prediction, pickle_mentions
-from e3sparse.coupling import recompute_wigner_3j
 from e3sparse.errors import ConfigError, PatchError, nearest
 from e3sparse.files import replacing
-from e3sparse.injection import SUBMODULE
-from e3sparse.paths import Species
+from e3sparse.layers.clebsch_gordan import as_read, recompute_wigner_3j
+from e3sparse.layers.injection import SUBMODULE
+from e3sparse.layers.layouts import Species
+from e3sparse.potentials.backends import Backend, Features, Potential, Prediction, pickle_mentions
 
-_NAMES = ("7net-0", "7net-0_22may2024", "7net-l3i5", "7net-mf-0")
-_DOWNLOADS = ("7net-mf-ompa", "7net-omat", "7net-omni", "7net-omni-i8", "7net-omni-i12")
 # SevenNet writes xx, yy, zz, xy, yz, zx.
 _TO_MATRIX = torch.tensor([[0, 3, 5], [3, 1, 4], [5, 4, 2]])
 
@@ -55,7 +53,7 @@ class SevenNetPotential(Potential):
         self.config = checkpoint.config
         self.head = _checked_head(name, self.config, head)
         self.module = checkpoint.build_model().to(device=device, dtype=dtype)
-        recompute_wigner_3j(self.module)
+        self._overwritten = recompute_wigner_3j(self.module)
         self.module.set_is_batch_data(True)
         self.cutoff = float(self.config[KEY.CUTOFF])
         self.framework = {"sevenn": sevenn.__version__}
@@ -161,8 +159,10 @@ class SevenNetPotential(Potential):
         # The weights were brought to this version's order of convolution paths when they were
         # loaded; the version that the file was written with would make SevenNet permute again.
         config = {**self.config, "version": sevenn.__version__}
+        with as_read(self.module, self._overwritten):
+            weights = {key: value.cpu().clone() for key, value in keys.items()}
         checkpoint = {
-            "model_state_dict": {key: value.cpu() for key, value in keys.items()},
+            "model_state_dict": weights,
             "config": config,
             "epoch": None,
             "time": datetime.now().strftime("%Y-%m-%d %H:%M"),
@@ -208,7 +208,7 @@ class SevenNetBackend(Backend):
     name: ClassVar[str] = "sevennet"
 
     def model_names(self) -> Sequence[str]:
-        return (*_NAMES, *_DOWNLOADS)
+        return tuple(sevenn.util.get_available_pretrained_models())
 
     def recognises(self, path: Path) -> bool:
         return pickle_mentions(path, b"model_state_dict")
@@ -229,7 +229,7 @@ class SevenNetBackend(Backend):
                     raise ConfigError(f"'{model}' is not a SevenNet checkpoint.")
                 return SevenNetPotential(model, checkpoint, device=device, dtype=dtype, head=head)
         except (OSError, RuntimeError, EOFError, KeyError, AttributeError, pickle.PickleError) as e:
-            if model.lower() in _DOWNLOADS:
+            if not Path(model).is_file():
                 raise ConfigError(
                     f"'{model}' is not shipped with sevenn and could not be downloaded ({e}): "
                     "download it where there is a network and give its path."

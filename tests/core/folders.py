@@ -7,8 +7,8 @@ import safetensors.torch
 from networks import FOLD_INTO, SPECIES, network, snapshot
 
 import e3sparse
-from e3sparse.adapter_config import CONFIG_NAME
-from e3sparse.adapter_file import TENSORS_NAME
+from e3sparse.adapter.config import CONFIG_NAME
+from e3sparse.adapter.file import TENSORS_NAME
 from e3sparse.errors import AdapterFileError
 
 

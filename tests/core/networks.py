@@ -10,7 +10,7 @@ from e3nn import o3
 from torch import nn
 
 import e3sparse
-from e3sparse.paths import Species
+from e3sparse.layers.layouts import Species
 
 SPECIES = Species((1, 6, 8), {"embedding": 0, "self_connection": 1})
 FOLD_INTO = {"conv": "radial.layer1"}
@@ -82,9 +82,11 @@ def clone(module):
     twin = type(module).__new__(type(module))
     twin.__dict__.update({k: copy.copy(v) for k, v in vars(module).items()})
     for name, parameter in module._parameters.items():
-        twin._parameters[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+        if parameter is not None:
+            flag = parameter.requires_grad
+            twin._parameters[name] = nn.Parameter(parameter.detach().clone(), flag)
     for name, buffer in module._buffers.items():
-        twin._buffers[name] = buffer.clone()
+        twin._buffers[name] = None if buffer is None else buffer.clone()
     for name, child in module._modules.items():
         twin._modules[name] = child if name.startswith("_compiled") else clone(child)
     return twin

@@ -24,10 +24,10 @@ from networks import (
 from torch import nn
 
 import e3sparse
-from e3sparse.adapter_config import AdapterConfig, read_config
-from e3sparse.adapter_file import read_values
+from e3sparse.adapter.config import AdapterConfig, read_config
+from e3sparse.adapter.file import read_values
+from e3sparse.adapter.fingerprint import clebsch_gordan_probe
 from e3sparse.errors import E3SparseError
-from e3sparse.fingerprint import clebsch_gordan_probe
 
 FILES = ["adapter_config.json", "adapter_model.safetensors"]
 

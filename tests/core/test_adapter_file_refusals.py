@@ -7,8 +7,8 @@ from folders import assert_refused, edit_config, edit_tensors, load
 from networks import bits, network, random_adapter, snapshot
 
 import e3sparse
-from e3sparse.adapter_config import CONFIG_NAME, read_config
-from e3sparse.adapter_file import TENSORS_NAME, read_values
+from e3sparse.adapter.config import CONFIG_NAME, read_config
+from e3sparse.adapter.file import TENSORS_NAME, read_values
 from e3sparse.errors import AdapterFileError
 
 LAYER = "self_connection"

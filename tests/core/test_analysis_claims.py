@@ -20,7 +20,7 @@ from e3sparse.analysis import agreement, group_table, rank_correlation, shuffle_
 from e3sparse.analysis.causality import group_entries
 from e3sparse.analysis.stability import TOTAL, support_overlap
 from e3sparse.errors import DataError
-from e3sparse.training.frames import LabelKeys
+from e3sparse.frames.reading import LabelKeys
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=5, max_size=30))

@@ -23,6 +23,8 @@ from e3sparse.analysis.periodic_table import place
 from e3sparse.analysis.report import PAGE, write_report
 from e3sparse.errors import ConfigError
 
+pytestmark = pytest.mark.any_e3nn
+
 
 def ablation_of(change):
     """Return what an ablation could have found, without a model."""

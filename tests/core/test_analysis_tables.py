@@ -25,7 +25,7 @@ from e3sparse.analysis.cells import count_cells, degree, layer_depths, multiplic
 from e3sparse.analysis.change import Change
 from e3sparse.analysis.tables import channels
 from e3sparse.errors import PatchError
-from e3sparse.paths import Block, Layout
+from e3sparse.layers.layouts import Block, Layout
 
 METHODS = ("budget", "soft_threshold", "low_rank", "fixed_mask", "dense")
 

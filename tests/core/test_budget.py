@@ -14,7 +14,7 @@ import e3sparse
 from e3sparse.deltas import Budget
 from e3sparse.deltas.base import largest
 from e3sparse.errors import PatchError
-from e3sparse.paths import Block, Layout
+from e3sparse.layers.layouts import Block, Layout
 
 sparsities = st.floats(0.0, 0.999)
 

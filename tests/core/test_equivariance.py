@@ -7,14 +7,16 @@ import torch
 from e3nn import nn as enn
 from e3nn import o3
 from networks import DTYPES, SETTINGS, bits, clone, randomize
+from tolerances import rounding
 from torch import nn
 
 import e3sparse
-from e3sparse.coupling import recompute_wigner_3j
+from e3sparse.layers.clebsch_gordan import recompute_wigner_3j
 from e3sparse.symmetry import assert_equivariance, check_equivariance
 from e3sparse.symmetry.layers import CONNECTIONS
 
 METHODS = ("budget", "soft_threshold", "low_rank", "dense", "fixed_mask")
+GATE = 20  # cases a state
 OPERAND = "3x0e+3x1o"
 PATHS = [(0, 0, "0e"), (1, 1, "1e"), (1, 0, "1o"), (1, 1, "2e")]
 
@@ -97,7 +99,7 @@ def output(model):
 
 @pytest.mark.parametrize(
     "examples",
-    [pytest.param(20, id="20"), pytest.param(1000, id="1000", marks=pytest.mark.nightly)],
+    [pytest.param(GATE, id="20"), pytest.param(1000, id="1000", marks=pytest.mark.nightly)],
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("method", METHODS)
@@ -107,10 +109,12 @@ def test_every_state_is_equivariant(layer, method, dtype, examples, tmp_path):
     known = {"fold_into": {"conv": "radial.layer1"}} if layer.startswith("external") else {}
     settings = SETTINGS.get(method, {}) | known
 
-    def assert_is_equivariant():
-        assert_equivariance(model, model.irreps_in, model.irreps_out, examples=examples)
+    def assert_is_equivariant(same_as_before=False):
+        # The gate does not draw cases for a state that is another one to the bit or to rounding.
+        if examples > GATE or not same_as_before:
+            assert_equivariance(model, model.irreps_in, model.irreps_out, examples=examples)
 
-    assert_is_equivariant()
+    assert_is_equivariant(same_as_before=True)  # the base: as it is when all is taken back
     unpatched = output(model)
     adapter = randomize(e3sparse.patch(model, LAYERS[layer][1], method, **settings))
     patched = output(model)
@@ -118,20 +122,21 @@ def test_every_state_is_equivariant(layer, method, dtype, examples, tmp_path):
     assert_is_equivariant()
     folder = adapter.save_pretrained(tmp_path)
     adapter.merge()
-    rounding = 1e-12 if dtype == torch.float64 else 1e-4
-    torch.testing.assert_close(output(model), patched, rtol=rounding, atol=rounding)
+    size = float(patched.abs().max())
+    same = {"rtol": 0.0, "atol": rounding("features", dtype) * size}
+    torch.testing.assert_close(output(model), patched, **same)
     assert_is_equivariant()
     adapter.restore()
     assert bits(output(model)) == bits(unpatched)
-    assert_is_equivariant()
+    assert_is_equivariant(same_as_before=method != "dense")
     model = clone(base(layer, dtype))
     e3sparse.load(model, folder, **known)
-    torch.testing.assert_close(output(model), patched, rtol=rounding, atol=rounding)
-    assert_is_equivariant()
+    torch.testing.assert_close(output(model), patched, **same)
+    assert_is_equivariant(same_as_before=True)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_the_check_sees_one_wrong_component(layer):
+def test_the_check_sees_one_wrong_component(layer, few_shrinks):
     model = base(layer, torch.float64)
 
     def broken(*x):

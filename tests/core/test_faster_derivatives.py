@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import e3sparse
-from e3sparse.acceleration import Acceleration, cut_at_once
+from e3sparse.layers.faster_products import Acceleration, cut_at_once
 
 irreps = st.lists(
     st.tuples(st.integers(1, 3), st.sampled_from(["0e", "0o", "1o", "1e", "2e"])),

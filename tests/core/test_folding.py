@@ -16,10 +16,12 @@ from networks import (
     snapshot,
     weights,
 )
+from tolerances import close
 from torch import nn
 
 import e3sparse
 from e3sparse.errors import PatchError
+from e3sparse.layers.layouts import KINDS, LayerKind, PassedOver, register_kind
 
 
 class Convolution(nn.Module):
@@ -48,6 +50,48 @@ def mlp(numel):
     return enn.FullyConnectedNet([4, 5, numel], torch.tanh)
 
 
+def torch_mlp(numel, **kwargs):
+    return nn.Sequential(nn.Linear(4, 5, **kwargs), nn.SiLU(), nn.Linear(5, numel, **kwargs))
+
+
+class Shifted(nn.Module):
+    """Something that is no layer follows the last one."""
+
+    def __init__(self, numel):
+        super().__init__()
+        self.net = torch_mlp(numel)
+
+    def forward(self, x):
+        return self.net(x) + x.sum(-1, keepdim=True)
+
+
+class Holder(nn.Module):
+    """A radial network of bare parameters, which only a kind of its own can describe."""
+
+    def __init__(self, numel):
+        super().__init__()
+        self.basis = nn.Parameter(torch.randn(3, numel, 4))
+        self.offset = nn.Parameter(torch.randn(3))
+
+    def forward(self, x):
+        return torch.einsum("knf,ef->ekn", self.basis, x).sum(1) * (1 + self.offset.sum())
+
+
+@pytest.fixture
+def holder():
+    """Describe `Holder` to e3sparse."""
+
+    def layout(_):
+        raise PassedOver("it is a holder")
+
+    kind = LayerKind(
+        "holder", (f"{__name__}.Holder",), layout, lambda _, factor: {"basis": factor[:, None]}
+    )
+    register_kind(kind)
+    yield
+    del KINDS[f"{__name__}.Holder"]
+
+
 def patched_convolution(radial, last):
     model = Convolution(radial)
     base = model()
@@ -56,26 +100,70 @@ def patched_convolution(radial, last):
     return model, base, adapter
 
 
-def test_the_control_folds_exactly():
-    model, base, adapter = patched_convolution(mlp, "radial.layer1")
+@pytest.mark.parametrize(
+    ("radial", "last"),
+    [
+        (mlp, "radial.layer1"),
+        (lambda n: nn.Sequential(nn.Linear(4, n, bias=False)), "radial.0"),
+        (lambda n: nn.Sequential(nn.Linear(4, 5), nn.SiLU(), nn.Linear(5, n)), "radial.2"),
+        (lambda n: nn.Sequential(nn.Linear(4, n)), "radial.0"),  # a square matrix
+    ],
+    ids=["e3nn", "torch without bias", "torch", "square"],
+)
+def test_the_control_folds_exactly(radial, last):
+    model, base, adapter = patched_convolution(radial, last)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
     patched = model()
     adapter.merge()
     assert difference(model(), patched) < 1e-12
     adapter.restore()
     assert torch.equal(model(), base)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("radial", "last"),
+    [
+        (torch_mlp, "radial.2"),
+        (lambda n: torch_mlp(n, bias=False), "radial.2"),
+        (lambda n: nn.Linear(4, n), "radial"),
+        (lambda n: nn.Sequential(nn.Linear(4, 5), o3.Linear("5x0e", f"{n}x0e")), "radial.1"),
+        (lambda n: nn.Sequential(o3.Linear("4x0e", f"{n}x0e", biases=True)), "radial.0"),
+        (Holder, "radial"),
+    ],
+    ids=["torch", "without bias", "one layer", "flat", "flat with bias", "holder"],
+)
+@pytest.mark.parametrize("train", [True, False])
+def test_radial_networks_of_other_layers_fold_exactly(radial, last, train, holder):
+    model, base, adapter = patched_convolution(radial, last)
+    model.train(train)
+    patched = model()
+    with torch.autocast("cpu", torch.bfloat16):
+        adapter.merge()
+    assert {module.training for module in model.modules()} == {train}
+    assert difference(model(), patched) < 1e-12
+    adapter.restore()
+    assert torch.equal(model(), base)
+
+
+@pytest.mark.parametrize("method", ["dense", "low_rank"])
+def test_autocast_changes_nothing_about_a_merge(method):
+    model = network()
+    random_adapter(model, "all", method)
+    patched = output(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        e3sparse.merge(model)
+    assert difference(output(model), patched) < 1e-12
 
 
 @pytest.mark.parametrize(
     ("radial", "last", "says"),
     [
-        (lambda n: nn.Sequential(nn.Linear(4, n, bias=False)), "radial.0", "not a matrix with 4"),
-        (lambda n: nn.Sequential(nn.Linear(4, n)), "radial.0", "not its only parameter"),
-        (lambda n: nn.Sequential(o3.Linear("4x0e", f"{n}x0e")), "radial.0", "not a matrix with 4"),
-        (
-            lambda n: nn.Sequential(o3.Linear("4x0e", f"{n}x0e", biases=True)),
-            "radial.0",
-            "not its only parameter",
-        ),
+        (lambda n: torch_mlp(n), "radial.0", "it has 5 outputs, not 4"),
+        (lambda n: nn.Sequential(*torch_mlp(n), nn.SiLU()), "radial.2", "what follows that layer"),
+        (lambda n: nn.Sequential(*torch_mlp(n), nn.Linear(n, n)), "radial.2", "what follows"),
+        (lambda n: Shifted(n), "radial.net.2", "what follows"),
+        (lambda n: nn.Sequential(o3.Linear("1x0e+3x0e", f"{n}x0e")), "radial.0", "not one path"),
         (
             lambda n: enn.FullyConnectedNet([4, n], torch.tanh, out_act=True),
             "radial.layer0",
@@ -85,7 +173,17 @@ def test_the_control_folds_exactly():
         (mlp, "radial.layer2", "There is no layer 'radial.layer2'"),
         (mlp, "radial", "not its only parameter"),
     ],
-    ids=["torch", "bias", "flat", "flat with bias", "activation", "first", "nowhere", "no weight"],
+    ids=[
+        "hidden",
+        "an activation behind it",
+        "a layer behind it",
+        "a sum behind it",
+        "two paths",
+        "activation",
+        "first",
+        "nowhere",
+        "no weight",
+    ],
 )
 def test_a_layer_that_cannot_be_folded_into_is_refused(radial, last, says):
     model, _, adapter = patched_convolution(radial, last)
@@ -204,7 +302,8 @@ def test_the_right_hand_operator_is_reweighted_alike():
     randomize(e3sparse.patch(model, "tp", "dense"))
     right = conv.right(y, w)
     assert not torch.allclose(right, base)
-    assert torch.allclose(torch.einsum("zik,zi->zk", right, x), conv(x, y, w), atol=1e-5)
+    folded = torch.einsum("zik,zi->zk", right, x).detach().numpy()
+    assert folded == close("features", conv(x, y, w).detach().numpy(), torch.float32)
 
 
 def test_a_model_without_a_parameter_of_its_own():

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from e3sparse.paths import KINDS, Block, LayerKind, Layout, kind_of, register_kind
+from e3sparse.adapter.targets import candidates
+from e3sparse.layers.layouts import KINDS, Block, LayerKind, Layout, kind_of, register_kind
 from e3sparse.symmetry.layers import CONNECTIONS, irreps, tensor_products
-from e3sparse.targets import candidates
 
 UNCOMPILED = {"compile_left_right": False}
 
@@ -188,7 +188,8 @@ def class_in_a_package(name, qualified, *bases):
         (class_in_a_package("Linear", "<torch_package_0>.e3nn.o3._linear"), "linear"),
         (class_in_a_package("_Layer", "<torch_package_17>.e3nn.nn._fc"), "mlp"),
         (class_in_a_package("Linear", "elsewhere.e3nn.o3._linear"), None),
-        (nn.Linear, None),
+        (nn.Linear, "mlp"),
+        (nn.Bilinear, None),
     ],
 )
 def test_kinds_are_found_by_qualified_name(cls, kind):
@@ -199,16 +200,16 @@ def test_kinds_are_found_by_qualified_name(cls, kind):
 def test_a_class_that_is_named_twice_belongs_to_the_kind_named_last():
     block = Block("4x0e", None, "3x0e", (4, 3), 0, 1.0)
     layout = Layout("dense", "weight", "4x0e", None, "3x0e", (3, 4), (block,))
-    name = "torch.nn.modules.linear.Linear"
+    name = "torch.nn.modules.linear.Bilinear"
     register_kind(LayerKind("dense", (name,), lambda _: layout))
-    assert kind_of(nn.Linear(4, 3)).name == "dense"
+    assert kind_of(nn.Bilinear(4, 3, 2)).name == "dense"
     try:
         other = LayerKind("other", (name,), lambda _: layout)
         register_kind(other)
-        assert kind_of(nn.Linear(4, 3)) is other
+        assert kind_of(nn.Bilinear(4, 3, 2)) is other
     finally:
         del KINDS[name]
-    assert kind_of(nn.Linear(4, 3)) is None
+    assert kind_of(nn.Bilinear(4, 3, 2)) is None
 
 
 def used_weights(layer, *inputs):

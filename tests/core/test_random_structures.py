@@ -19,6 +19,7 @@ from e3sparse.training.random_structures import (
     varied_structures,
 )
 
+pytestmark = pytest.mark.any_e3nn
 ELEMENTS = st.lists(st.integers(1, 94), min_size=1, max_size=12, unique=True)
 
 

@@ -7,7 +7,7 @@ from networks import SPECIES, forces, network, output, patch, random_adapter, ra
 import e3sparse
 from e3sparse.deltas import METHODS
 from e3sparse.errors import E3SparseError
-from e3sparse.paths import Species
+from e3sparse.layers.layouts import Species
 
 ABSENT = 6
 

@@ -13,7 +13,7 @@ from e3sparse.errors import ConfigError
 from e3sparse.magnetism import SpinBlock, SpinSettings
 from e3sparse.magnetism.embedding import SpinEmbedding, direction
 from e3sparse.magnetism.irreps import SPIN, Irrep, graded, irreps_of, product, reachable
-from e3sparse.spins import SHORT
+from e3sparse.potentials.spins import SHORT
 from e3sparse.symmetry import Orthogonal, rotations
 
 irreps = st.builds(Irrep, st.integers(0, 4), st.sampled_from([1, -1]), st.sampled_from([1, -1]))

@@ -7,9 +7,9 @@ from networks import network, patch
 from torch import nn
 
 import e3sparse
+from e3sparse.adapter.targets import select
 from e3sparse.errors import TargetError
-from e3sparse.paths import KINDS, LayerKind
-from e3sparse.targets import select
+from e3sparse.layers.layouts import KINDS, LayerKind
 
 LAYERS = {
     "embedding": "linear",
@@ -121,7 +121,7 @@ def test_a_kind_that_the_model_does_not_hold():
 
 def test_a_model_without_a_layer_of_a_known_kind():
     with pytest.raises(TargetError, match="holds no layer of a kind that e3sparse knows"):
-        select(nn.Linear(2, 2), "all")
+        select(nn.Conv1d(2, 2, 1), "all")
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def test_bad_arguments_are_one_sentence(run, tmp_path, monkeypatch, arguments, s
 
 def test_what_is_written_can_be_trained_on(tmp_path):
     """Our own reader of training data takes it, moments and stress included."""
-    from e3sparse.training.frames import LabelKeys, read_split
+    from e3sparse.frames.reading import LabelKeys, read_split
 
     frames = [known(i, "Ni2O2", moments="vectors") for i in range(3)]
     convert(make_format("deepmd"), [write_deepmd(tmp_path / "s", frames)], tmp_path / "o.xyz")

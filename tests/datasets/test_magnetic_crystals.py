@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ase.neighborlist import neighbor_list
 
-from e3sparse.training.frames import LabelKeys, read_split
+from e3sparse.frames.reading import LabelKeys, read_split
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "datasets" / "magnetic_crystals.py"
 DATA = SCRIPT.with_suffix(".xyz")

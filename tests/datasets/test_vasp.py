@@ -188,3 +188,12 @@ def test_moments_that_ase_reads_as_collinear_are_not_believed(tmp_path):
     path.write_text(path.read_text().replace("LNONCOLLINEAR =      T", "LNONCOLLINEAR =      F"))
     (entry,) = VASP().entries(path)
     assert entry.moments.shape == (1,)
+
+
+def test_what_macos_puts_into_archives_is_passed_over(tmp_path):
+    from e3sparse.datasets.vasp import _is_data
+
+    for name in ("a/OUTCAR", "a/._OUTCAR", "__MACOSX/a/._OUTCAR", "__MACOSX/a/OUTCAR"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [p for p in tmp_path.rglob("*OUTCAR") if _is_data(p)] == [tmp_path / "a" / "OUTCAR"]

@@ -40,5 +40,5 @@ def tiny(dtype=torch.float64, **changes):
         "atomic_inter_shift": [0.0] * len(heads),
         "atomic_energies": np.tile(-np.arange(1.0, len(NUMBERS) + 1), (len(heads), 1)),
     }
-    settings |= {k: list(v) if isinstance(v, tuple) else v for k, v in changes.items()}
+    settings |= {k: list(v) if type(v) is tuple else v for k, v in changes.items()}
     return random_model("off23-medium", dtype, **settings)

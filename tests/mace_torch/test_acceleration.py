@@ -16,6 +16,8 @@ from test_backend import evaluate, random_deltas
 
 import e3sparse
 
+LARGE = {"mp-0b3-medium"}  # the elements of the Materials Project: 20 s
+
 
 def potential_of(module):
     return MACEPotential("test", module, device="cpu", dtype=None, head=None)
@@ -35,7 +37,10 @@ def every_element(numbers, seed=0):
     ]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in ARCHITECTURES],
+)
 def test_every_element_of_the_published_architectures(architecture):
     potential = potential_of(random_model(architecture, torch.float64))
     frames = every_element(potential.species.numbers)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from mace_models import load
 from test_backend import evaluate, random_deltas, relative
+from tolerances import rounding
 
 import e3sparse
 
@@ -21,7 +22,7 @@ def converted(potential, tmp_path):
     return there, back
 
 
-@pytest.mark.parametrize("targets", ["linear", "everything"])
+@pytest.mark.parametrize("targets", ["everything", pytest.param("linear", marks=pytest.mark.slow)])
 def test_a_merged_model_goes_there_and_back(tiny_file, tmp_path, targets):
     potential = load(tiny_file, torch.float64)
     base = evaluate(potential)
@@ -31,7 +32,8 @@ def test_a_merged_model_goes_there_and_back(tiny_file, tmp_path, targets):
     there, back = converted(potential, tmp_path)
     assert "cuequivariance" in str([type(m).__module__ for m in there.modules()])
     potential.module = back.double()
-    assert relative(evaluate(potential), patched) < 1e-6
+    # MACE's conversion has coefficients of float32.
+    assert relative(evaluate(potential), patched) < rounding("forces", torch.float32)
     assert relative(base, patched) > 1e-3
 
 
@@ -42,4 +44,4 @@ def test_the_deltas_of_a_patched_model_are_left_behind(tiny_file, tmp_path):
     random_deltas(potential, "everything")
     _, back = converted(potential, tmp_path)
     potential.module = back.double()
-    assert relative(evaluate(potential), base) < 1e-6
+    assert relative(evaluate(potential), base) < rounding("forces", torch.float32)

@@ -19,7 +19,7 @@ from sample_frames import labelled
 from typer.testing import CliRunner
 
 import e3sparse
-from e3sparse.adapter_file import read_values
+from e3sparse.adapter.file import read_values
 from e3sparse.cli import app, commands
 from e3sparse.errors import ConfigError
 from e3sparse.symmetry import PotentialSubject
@@ -236,7 +236,7 @@ def test_the_last_checkpoint_is_sparse_if_not_all_epochs_leave_one(train, tmp_pa
     assert kept(tmp_path / "checkpoints" / "sparse_run-1_epoch-3.pt") == (updated, entries)
 
 
-@pytest.mark.parametrize("head", [None, "Default", "pt_head"])
+@pytest.mark.parametrize("head", [None, "Default", pytest.param("pt_head", marks=pytest.mark.slow)])
 def test_plain_mace_goes_on_from_a_merged_model(train, plain, replay, tmp_path, head):
     options = {} if head is None else replay
     train("--e3sparse_targets", "everything", **options)

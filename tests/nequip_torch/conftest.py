@@ -3,8 +3,9 @@
 import pytest
 import torch
 import yaml
+from commands import shell
 from nequip.utils import global_state
-from nequip_models import HERE, MODELS, shell
+from nequip_models import HERE, MODELS
 from sample_frames import splits
 
 

@@ -1,8 +1,5 @@
 """Small NequIP and Allegro models and the commands that make, train and package them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import e3sparse_nequip
@@ -46,15 +43,3 @@ def built(framework="nequip", **changes):
     with nequip_state():
         module = {"nequip": NequIPGNNModel, "allegro": AllegroModel}[framework](**config)
     return NequIPPotential(f"a small {framework}", module)
-
-
-def shell(*command, cwd, check=True, **environment):
-    """Run a command of NequIP's in a process of its own; returns what it said."""
-    command = [str(Path(sys.executable).parent / command[0]), *map(str, command[1:])]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(
-        command, cwd=cwd, env=variables, capture_output=True, text=True, check=False
-    )
-    said = done.stdout + done.stderr
-    assert not check or done.returncode == 0, said
-    return said

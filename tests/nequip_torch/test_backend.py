@@ -9,11 +9,12 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from commands import shell
 from e3sparse_nequip import NequIPPotential
 from nequip.data import AtomicDataDict
 from nequip.integrations.ase import NequIPCalculator
 from nequip.model.saved_models.package import data_dict_from_package
-from nequip_models import MODELS, TYPES, built, shell
+from nequip_models import MODELS, TYPES, built
 from potentials import (
     accelerated_layers,
     assert_accelerated_the_same,
@@ -26,10 +27,10 @@ from replayed import drifts
 from sample_frames import structures
 
 import e3sparse
-from e3sparse.backends import load_potential
+from e3sparse.adapter.targets import candidates, select
 from e3sparse.errors import ConfigError, PatchError, TargetError
+from e3sparse.potentials.backends import load_potential
 from e3sparse.symmetry import PotentialSubject
-from e3sparse.targets import candidates, select
 
 TARGETS = {
     "nequip": ("linear", "fctp", "mlp", "tp", "embedding", "all"),

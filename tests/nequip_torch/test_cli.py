@@ -6,8 +6,8 @@ import pytest
 from potentials import evaluate, relative
 from typer.testing import CliRunner
 
-from e3sparse.backends import load_potential
 from e3sparse.cli import app
+from e3sparse.potentials.backends import load_potential
 
 
 def run(*arguments):

@@ -11,15 +11,16 @@ import pytest
 import torch
 import yaml
 from ase.build import molecule
+from commands import shell
 from e3sparse_nequip import SparseLightningModule
 from nequip.integrations.ase import NequIPCalculator
 from nequip.train import NequIPLightningModule
-from nequip_models import CONFIGS, HERE, built, shell
+from nequip_models import CONFIGS, HERE, built
 from potentials import evaluate, relative
 from torch import nn
 
-from e3sparse.acceleration import Acceleration
-from e3sparse.backends import load_potential
+from e3sparse.layers.faster_products import Acceleration
+from e3sparse.potentials.backends import load_potential
 from e3sparse.symmetry import PotentialSubject
 
 HALF = "training_module.sparse.target_sparsity=0.5"
@@ -259,7 +260,7 @@ def test_both_strategies_for_two_ranks_agree(config, train):
     simple, ddp = (
         train(
             config, f"strategy{k}", *([] if "soft" in config else [HALF]), "batch_size=2",
-            "+trainer.devices=2", f"+trainer.strategy={strategy}",
+            "+trainer.devices=2", f"+trainer.strategy={strategy}", fresh=True,
         )
         for k, strategy in enumerate(strategies)
     )  # fmt: skip
@@ -277,8 +278,9 @@ def test_both_strategies_for_two_ranks_agree(config, train):
 @pytest.mark.parametrize("config", ["from_package", "soft_threshold_low"])
 def test_compiled_training_is_eager_training(config, train):
     options = [] if "soft" in config else [HALF]
-    eager = train(config, "eager", *options)
-    compiled = train(config, "compiled", *options, "training_module.model.compile_mode=compile")
+    eager = train(config, "eager", *options, fresh=True)
+    mode = "training_module.model.compile_mode=compile"
+    compiled = train(config, "compiled", *options, mode, fresh=True)
     for key, value in deltas(eager).items():
         other = deltas(compiled)[key]
         torch.testing.assert_close(value, other, rtol=1e-8, atol=1e-10, msg=key)

@@ -10,9 +10,9 @@ from sample_frames import labelled, structures
 from support import load
 
 from e3sparse.errors import ConfigError, DataError, Interrupted
+from e3sparse.frames.evaluation import predict
 from e3sparse.training import replay
 from e3sparse.training.config import make_config
-from e3sparse.training.evaluation import predict
 from e3sparse.training.losses import Loss
 from e3sparse.training.module import FineTuning
 from e3sparse.training.replay import LARGEST_FORCE, Replay, replay_frames
@@ -92,7 +92,9 @@ def test_batches_depend_on_seed_step_and_rank_alone(asked, tiny_checkpoint):
         assert different.forces.shape != forces.shape or not torch.equal(different.forces, forces)
 
 
-@pytest.mark.parametrize("method", ["full", "dense", "budget"])
+@pytest.mark.parametrize(
+    "method", ["full", "budget", pytest.param("dense", marks=pytest.mark.nightly)]
+)
 def test_replay_keeps_the_model_near_the_base(method, asked, tiny_checkpoint, data_files, tmp_path):
     away, more = {}, {"replay_structures": 64}
     unseen = frames_of(asked.model_copy(update={"seed": 7}), load(tiny_checkpoint, torch.float64))

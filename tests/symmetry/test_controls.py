@@ -8,6 +8,7 @@ from e3sparse import symmetry
 from e3sparse.symmetry import CHECKS
 
 DTYPES = (torch.float32, torch.float64)
+pytestmark = pytest.mark.any_e3nn
 
 
 @pytest.mark.parametrize("magnetic", [False, True], ids=["", "magnetic"])
@@ -27,9 +28,15 @@ def test_every_check_has_a_control():
     assert set(CONTROLS.values()) == set(CHECKS)
 
 
+SMALL = {"examples": 10, "max_atoms": 14}
+
+
+@pytest.mark.parametrize(
+    "size", [SMALL, pytest.param({}, marks=pytest.mark.nightly)], ids=["small", "full"]
+)
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda cls: cls.__name__)
-def test_the_check_that_is_meant_catches_it_first(control):
-    failed = next(result for result in symmetry.run(toy(control)) if not result.ok)
+def test_the_check_that_is_meant_catches_it_first(control, size):
+    failed = next(result for result in symmetry.run(toy(control), **size) if not result.ok)
     assert failed.check == CONTROLS[control]
     if not failed.reason:
         assert failed.error > 2 * failed.tolerance

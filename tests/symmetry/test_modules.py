@@ -7,8 +7,8 @@ from e3nn import o3
 from hypothesis import given, settings
 from torch import nn
 
-from e3sparse.coupling import recompute_wigner_3j
 from e3sparse.errors import ConfigError
+from e3sparse.layers.clebsch_gordan import recompute_wigner_3j
 from e3sparse.symmetry import assert_equivariance, check_equivariance, layers
 
 

@@ -8,6 +8,8 @@ from e3sparse.symmetry.tolerances import TOLERANCES, deviation
 
 numbers = st.fixed_dictionaries({"x": st.integers(0, 10_000)})
 
+pytestmark = pytest.mark.any_e3nn
+
 
 def run(measure, tolerance=1.0, **options):
     options = {"examples": 50, "seed": 0} | options

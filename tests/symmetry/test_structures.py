@@ -5,12 +5,13 @@ import pytest
 from ase import Atoms
 from ase.data import covalent_radii
 from ase.neighborlist import neighbor_list
-from hypothesis import HealthCheck, Phase, find, given, seed, settings
+from hypothesis import HealthCheck, Phase, find, given, note, seed, settings
 from hypothesis import strategies as st
 
 from e3sparse.symmetry import irreps, layers, structures
 from e3sparse.symmetry.structures import SPINS, directions, python_code, spins
 
+pytestmark = pytest.mark.any_e3nn
 NUMBERS = (1, 6, 8, 79)
 SAME = settings(derandomize=True, suppress_health_check=list(HealthCheck))
 thorough = settings(max_examples=200, suppress_health_check=list(HealthCheck))
@@ -19,6 +20,7 @@ thorough = settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @thorough
 @given(structures(NUMBERS))
 def test_legal(atoms):
+    note(python_code("atoms", atoms))
     assert 1 <= len(atoms) <= 30
     assert set(atoms.numbers) <= set(NUMBERS)
     assert np.isfinite(atoms.positions).all()
@@ -94,6 +96,7 @@ def test_sizes_that_are_refused(options):
 
 @given(structures(NUMBERS, with_spins=True))
 def test_the_code_makes_the_structure_again(atoms):
+    note(python_code("atoms", atoms))
     made = {"Atoms": Atoms, "np": np}
     exec(python_code("atoms", atoms) + "\n" + python_code("frames", [atoms]), made)
     for again in (made["atoms"], *made["frames"]):

@@ -15,6 +15,8 @@ from e3sparse import symmetry
 from e3sparse.errors import ConfigError
 from e3sparse.symmetry import CalculatorSubject, Evaluation, Subject
 
+pytestmark = pytest.mark.any_e3nn
+
 
 def lennard_jones(**options):
     calculator = LennardJones(sigma=2.0, epsilon=0.1, rc=5.137, **options)

@@ -1,0 +1,174 @@
+"""Which layers of a model get a delta."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from e3sparse.errors import TargetError, nearest
+from e3sparse.layers.layouts import Layout, PassedOver, Species, kind_names, kind_of
+from e3sparse.layers.merging import base_parameter
+
+Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
+"""A layer kind, `"everything"`, a glob or regex on module paths, a list, or a callable."""
+
+EVERYTHING = ("all", "everything")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A layer of a known kind that gets no delta, and why."""
+
+    path: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What `targets` picked: layouts by module path, and the layers passed over."""
+
+    layers: dict[str, Layout]
+    skipped: tuple[Skipped, ...]
+
+
+def candidates(model: nn.Module, species: Species | None = None) -> Selection:
+    """Find every layer of a known kind, whether or not it will be patched."""
+    species = species or Species()
+    layers: dict[str, Layout] = {}
+    skipped: list[Skipped] = []
+    for path, module in model.named_modules():
+        kind = kind_of(module)
+        if kind is None:
+            continue
+        try:
+            layout = _patchable_layout(module, kind.layout)
+        except PassedOver as why:
+            skipped.append(Skipped(path, kind.name, str(why)))
+            continue
+        if path in species.axes:
+            axis = species.axes[path]
+            # The axis may be longer: SevenNet puts modalities behind the elements.
+            lengths = [b.shape[axis] if axis < len(b.shape) else 0 for b in layout.blocks]
+            if min(lengths) < len(species.numbers):
+                raise TargetError(
+                    f"Axis {axis} of '{path}' does not run over {len(species.numbers)} species."
+                )
+            layout = layout.with_species(axis)
+        layers[path] = layout
+    known = {*layers, *(skip.path for skip in skipped)}
+    for path in species.axes:
+        if path not in known:
+            raise TargetError(
+                f"The species axis of '{path}' is given, and the model has no such layer."
+                f"{nearest(path, known)}"
+            )
+    return Selection(layers, tuple(skipped))
+
+
+def select(model: nn.Module, targets: Targets, species: Species | None = None) -> Selection:
+    """Pick the layers that `targets` names.
+
+    Parameters
+    ----------
+    model
+        Any module tree with e3nn layers.
+    targets
+        `"linear"`, `"fctp"`, `"tp"`, `"mlp"`, or another registered kind; `"everything"` or
+        `"all"` for all kinds (a backend may have a narrower `"all"`); a glob or a regular
+        expression on module paths (a path picks everything below it); a list of such; or a
+        callable `(path, module) -> bool`. A name that is both means the kind, if the model has
+        layers of it.
+    species
+        Which layers have an axis over chemical species, where the backend knows.
+
+    Raises
+    ------
+    TargetError
+        If `targets`, or one entry of the list, matches nothing; the message names what the model
+        does hold.
+    """
+    found = candidates(model, species)
+    if callable(targets):
+        modules = dict(model.named_modules())
+        chosen = {path for path in found.layers if targets(path, modules[path])}
+        if not chosen:
+            raise TargetError(
+                f"The callable given as targets accepted no layer. {_holdings(found)}"
+            )
+    else:
+        chosen, held = set(), {layout.kind for layout in found.layers.values()}
+        for pattern in [targets] if isinstance(targets, str) else targets:
+            if pattern in held:
+                matches = {path for path, layout in found.layers.items() if layout.kind == pattern}
+            else:
+                matches = {path for path in found.layers if _matches(pattern, path)}
+            if not matches:
+                known = [*EVERYTHING, *held, *found.layers]
+                says = f"targets='{pattern}' matches no layer that can be patched."
+                if pattern in kind_names():
+                    raise TargetError(f"{says} {_holdings(found)}")
+                raise TargetError(f"{says}{nearest(pattern, known)} {_holdings(found)}")
+            chosen |= matches
+        if not chosen:
+            raise TargetError(f"targets is an empty list. {_holdings(found)}")
+    layers = {path: layout for path, layout in found.layers.items() if path in chosen}
+    _refuse_shared_weights(model, layers)
+    left_out = tuple(
+        Skipped(path, layout.kind, "not among the targets")
+        for path, layout in found.layers.items()
+        if path not in chosen
+    )
+    return Selection(layers, left_out + found.skipped)
+
+
+def _patchable_layout(module: nn.Module, layout: Callable[[nn.Module], Layout]) -> Layout:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise PassedOver("it is compiled with TorchScript")
+    if "forward" in vars(module):
+        raise PassedOver("it has a forward of its own that would not see the delta")
+    if hasattr(module, "parametrizations"):
+        raise PassedOver("it is parametrized by torch.nn.utils.parametrize already")
+    return layout(module)
+
+
+def _matches(pattern: str, path: str) -> bool:
+    if pattern in EVERYTHING:
+        return True
+    parents = [path[: m.start()] for m in re.finditer(r"\.", path)]
+    if pattern in (path, *parents) or fnmatchcase(path, pattern):
+        return True
+    try:
+        return re.fullmatch(pattern, path) is not None
+    except re.error:
+        return False
+
+
+def _refuse_shared_weights(model: nn.Module, layers: dict[str, Layout]) -> None:
+    owners: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for parameter in module._parameters.values():
+            owners.setdefault(id(parameter), []).append(path)
+    for path, layout in layers.items():
+        for parameter in layout.parameters:
+            weight = base_parameter(model, f"{path}.{parameter}")
+            if len(paths := owners[id(weight)]) > 1:
+                raise TargetError(
+                    f"'{paths[0]}' and '{paths[1]}' share one weight tensor, so a delta on one "
+                    "would be merged into both. Leave them out of targets, or give each its own "
+                    "weight."
+                )
+
+
+def _holdings(found: Selection) -> str:
+    counts = Counter(layout.kind for layout in found.layers.values())
+    if not counts:
+        reasons = sorted({f"{s.kind}: {s.reason}" for s in found.skipped})
+        tail = f" Layers passed over: {'; '.join(reasons)}." if reasons else ""
+        return "The model holds no layer of a kind that e3sparse knows." + tail
+    kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
+    return f"The model holds {kinds} (try targets='{max(counts, key=counts.__getitem__)}')."

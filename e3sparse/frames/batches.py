@@ -1,0 +1,118 @@
+"""Labelled frames with their graphs, in batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from e3sparse.frames.reading import Array, Frame
+from e3sparse.potentials.backends import Potential
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B frames with N atoms in all.
+
+    Attributes
+    ----------
+    inputs
+        The framework's own batch.
+    energy
+        (B,) float64, eV, less the per-element references; NaN where there is no label.
+    forces
+        (N, 3) in eV/Å; NaN where there is no label.
+    stress
+        (B, 3, 3) in eV/Å³; zero where there is no label.
+    has_stress
+        (B,) bool.
+    atoms
+        (B,) number of atoms.
+    numbers
+        (N,) atomic numbers.
+    moments
+        (N, 3) in μ_B, for magnetic models.
+    magnetic_forces
+        (N, 3) in eV per radian, where every frame has them.
+    """
+
+    inputs: Any
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor
+    has_stress: Tensor
+    atoms: Tensor
+    numbers: Tensor
+    moments: Tensor | None = None
+    magnetic_forces: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        parts = {name: part for name, part in vars(self).items() if part is not None}
+        return replace(self, **{name: part.to(device) for name, part in parts.items()})
+
+
+class FrameDataset(Dataset[tuple[Any, Frame, float]]):
+    """Frames with their graphs, which are built once.
+
+    Parameters
+    ----------
+    frames
+        Labelled frames.
+    potential
+        Makes the graphs.
+    references
+        Per-element energies in eV that are subtracted from the labels.
+    """
+
+    def __init__(
+        self, frames: Sequence[Frame], potential: Potential, references: dict[int, float]
+    ) -> None:
+        self.frames = frames
+        self.graphs = [potential.graph(frame.atoms) for frame in frames]
+        self.offsets = [
+            sum(references.get(int(z), 0.0) for z in frame.atoms.numbers) for frame in frames
+        ]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> tuple[Any, Frame, float]:
+        return self.graphs[index], self.frames[index], self.offsets[index]
+
+
+def loader(
+    dataset: FrameDataset, potential: Potential, batch_size: int, sampler: Any = None
+) -> DataLoader[Any]:
+    """Return batches of a data set, in order unless a sampler is given."""
+    return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=partial(collate, potential))
+
+
+def collate(potential: Potential, items: Sequence[tuple[Any, Frame, float]]) -> Batch:
+    """Return items of a `FrameDataset` as one batch."""
+    graphs, frames, offsets = zip(*items, strict=True)
+    dtype = potential.dtype
+    stress = [torch.zeros(3, 3) if f.stress is None else f.stress for f in frames]
+    return Batch(
+        inputs=potential.collate(graphs),
+        energy=torch.tensor(
+            [f.energy - o for f, o in zip(frames, offsets, strict=True)], dtype=torch.float64
+        ),
+        forces=torch.cat([torch.as_tensor(f.forces, dtype=dtype) for f in frames]),
+        stress=torch.stack([torch.as_tensor(s, dtype=dtype) for s in stress]),
+        has_stress=torch.tensor([f.stress is not None for f in frames]),
+        atoms=torch.tensor([len(f.atoms) for f in frames]),
+        numbers=torch.cat([torch.as_tensor(f.atoms.numbers) for f in frames]).long(),
+        moments=_per_atom([f.moments for f in frames], dtype),
+        magnetic_forces=_per_atom([f.magnetic_forces for f in frames], dtype),
+    )
+
+
+def _per_atom(labels: Sequence[Array | None], dtype: torch.dtype) -> Tensor | None:
+    known = [label for label in labels if label is not None]
+    if len(known) < len(labels):
+        return None
+    return torch.as_tensor(np.concatenate(known), dtype=dtype)

@@ -1,0 +1,129 @@
+"""What makes frames of a file unfit for use, and what is to be said of those that are used."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase import Atoms
+from ase.neighborlist import neighbor_list
+
+from e3sparse.errors import DataError, nearest
+from e3sparse.frames.labels import LabelKeys, is_virial, keys_there, missing, named_like
+
+if TYPE_CHECKING:
+    from e3sparse.frames.reading import Frame
+
+_COINCIDE = 1e-2
+"""In Å: atoms nearer than that are one atom written twice."""
+_SHOWN = 8
+
+
+def is_isolated(atoms: Atoms, cutoff: float) -> bool:
+    """Whether a structure is a single atom without neighbours, its own images included."""
+    return len(atoms) == 1 and len(neighbor_list("i", atoms, cutoff)) == 0
+
+
+def check_neighbours(atoms: Atoms, where: str, cutoff: float) -> None:
+    """Refuse a structure with atoms that lie on each other, or that nothing is near to."""
+    first, second, distance = neighbor_list("ijd", atoms, cutoff)
+    close = np.flatnonzero(distance < _COINCIDE)
+    if close.size:
+        one, other = first[close[0]], second[close[0]]
+        raise DataError(
+            f"{where}: atoms {one} and {other} ({atoms.symbols[one]}, {atoms.symbols[other]}) "
+            f"are {distance[close[0]]:.1g} Å apart, so that no model can evaluate it. Remove one "
+            "of them, or the frame."
+        )
+    alone = np.flatnonzero(np.bincount(first, minlength=len(atoms)) == 0)
+    if alone.size:
+        raise DataError(
+            f"{where}: atom {alone[0]} ({atoms.symbols[alone[0]]}) has no neighbour within the "
+            f"model's cutoff of {cutoff} Å, so its force cannot be learned. Remove the frame, or "
+            "leave all such frames out with --skip-faulty."
+        )
+
+
+def check_asked_for(images: Sequence[Atoms], keys: LabelKeys, path: str | Path) -> None:
+    """Refuse a key that somebody chose and that no structure has."""
+    there = list(dict.fromkeys(key for atoms in images for key in keys_there(atoms)))
+    for name in ("energy", "forces", "stress"):
+        key = getattr(keys, name)
+        if keys.asked_for(name) and all(_is_absent(atoms, key) for atoms in images):
+            raise DataError(
+                f"--{name}-key {key}: no frame of {path} has it.{nearest(key, there)} Keys there: "
+                f"{', '.join(there) or 'none'}."
+            )
+
+
+def _is_absent(atoms: Atoms, key: str) -> bool:
+    """Whether a structure has nothing of that name."""
+    return key not in keys_there(atoms)
+
+
+def partly_labelled(
+    frames: Sequence[tuple[int, Atoms, "Frame"]], keys: LabelKeys
+) -> dict[int, str]:
+    """Return what is wrong with frames that lack what others of the file have."""
+    faults: dict[int, str] = {}
+    for name, key in (("forces", keys.forces), ("energy", keys.energy)):
+        without = [n for n, f in enumerate(frames) if np.isnan(getattr(f[2], name)).any()]
+        if not without or (len(without) == len(frames) and name == "energy" and not faults):
+            continue
+        if len(without) < len(frames):
+            for n in without:
+                number, atoms, frame = frames[n]
+                faults[number] = missing(atoms, frame.where, name, key)
+    for number, atoms, frame in frames:
+        if np.isnan(frame.energy) and np.isnan(frame.forces).any() and number not in faults:
+            faults[number] = missing(atoms, frame.where, "energy", keys.energy)
+    return faults
+
+
+def several(faults: dict[int, str], path: str | Path) -> str:
+    """Return one sentence for several faulty frames, each kind of fault said once."""
+    if len(faults) == 1:
+        return next(iter(faults.values()))
+    numbers = sorted(faults)
+    shown = ", ".join(map(str, numbers[:_SHOWN])) + (", …" if len(numbers) > _SHOWN else "")
+    return f"{len(numbers)} frames of {path} cannot be used ({shown}). {faults[numbers[0]]}"
+
+
+def stress_notes(stresses: Counter[tuple[str, bool]], path: str | Path) -> list[str]:
+    """Return a note on stresses that were left out, and on virials.
+
+    `stresses` counts the frames by the key of their label, and whether it was used.
+    """
+    notes = []
+    without = sum(count for (_, used), count in stresses.items() if not used)
+    if without:
+        notes.append(
+            f"Stress labels of {without} frames of {path} are left out: without three cell vectors "
+            "and three periodic directions there is no volume that a stress could be of."
+        )
+    for (key, used), count in stresses.items():
+        if used and is_virial(key):
+            notes.append(
+                f"'{key}' of {count} frames of {path} is read as a virial in eV: stress = -virial "
+                "/ volume, rows xx xy xz yx … if it has 9 numbers, xx yy zz yz xz xy if 6."
+            )
+    return notes
+
+
+def unread(
+    images: Sequence[Atoms],
+    keys: LabelKeys,
+    stresses: Counter[tuple[str, bool]],
+    path: str | Path,
+) -> list[str]:
+    """Return a note on stresses that are in the file under names that were not asked for."""
+    if any(used for _, used in stresses):
+        return []
+    there = Counter(key for atoms in images for key in set(named_like("stress", keys_there(atoms))))
+    there.pop(keys.stress, None)
+    names = [name for name in there if (name, False) not in stresses]
+    if not names:
+        return []
+    listing = ", ".join(f"'{name}' of {there[name]} frames" for name in sorted(names))
+    return [f"Not read in {path}: {listing}. Name what holds the stress with --stress-key."]

@@ -1,0 +1,276 @@
+"""Labelled frames from a file, checked before anything is trained on them."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.neighborlist import neighbor_list
+
+from e3sparse.errors import DataError
+from e3sparse.frames.faults import (
+    check_asked_for,
+    check_neighbours,
+    is_isolated,
+    partly_labelled,
+    several,
+    stress_notes,
+    unread,
+)
+from e3sparse.frames.labels import (
+    COMPUTED,
+    Array,
+    LabelKeys,
+    energy_of,
+    forces_of,
+    label_of,
+    missing,
+    stress_of,
+)
+from e3sparse.potentials.spins import SHORT, SPINS, as_vectors, directions_of
+from e3sparse.potentials.structure_files import read_structures
+
+__all__ = [
+    "COMPUTED",
+    "Array",
+    "Frame",
+    "LabelKeys",
+    "Reading",
+    "Split",
+    "average_neighbours",
+    "elements_of",
+    "label_of",
+    "read_file",
+    "read_frames",
+    "read_split",
+]
+
+_SAME_ENERGY = 1e-3
+"""In eV: what codes and their settings leave between two calculations of one atom."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One structure with its labels.
+
+    Attributes
+    ----------
+    atoms
+        Positions in Å, cell and species; for magnetic models the array `"spin"` too.
+    energy
+        Total energy in eV; NaN where the file has no energies.
+    forces
+        (N, 3) in eV/Å; NaN where the file has no forces.
+    stress
+        (3, 3) in eV/Å³, positive under tension; None where there is no label.
+    moments
+        (N, 3) in μ_B, for magnetic models.
+    magnetic_forces
+        (N, 3) -dE/dS in eV, which for spins of length 1 is that of a turn by one radian; NaN for
+        spins shorter than `SHORT`, None where there is no label.
+    where
+        The frame and its file, for messages.
+    """
+
+    atoms: Atoms
+    energy: float
+    forces: Array
+    stress: Array | None
+    moments: Array | None = None
+    magnetic_forces: Array | None = None
+    where: str = "A frame"
+
+
+class Split(NamedTuple):
+    """What a file holds.
+
+    Attributes
+    ----------
+    frames
+        What can be trained or tested on.
+    isolated
+        Frames of a single atom without neighbours, its own images included, by atomic number.
+        Their energies are references; their forces are 0 whatever the file says.
+    """
+
+    frames: list[Frame]
+    isolated: dict[int, Frame]
+
+
+class Reading(NamedTuple):
+    """What a file holds, and what was made of it.
+
+    Attributes
+    ----------
+    frames, isolated
+        As of `Split`.
+    notes
+        A sentence for each kind of thing that was left out, read in another way than its name
+        says, or not read.
+    """
+
+    frames: list[Frame]
+    isolated: dict[int, Frame]
+    notes: list[str]
+
+
+def read_file(
+    path: str | Path,
+    keys: LabelKeys,
+    *,
+    known: Sequence[int],
+    cutoff: float,
+    magnetic: bool = False,
+    skip_faulty: bool = False,
+) -> Reading:
+    """Read and check every frame of a file that ASE can read, and set isolated atoms apart.
+
+    Energies, or forces, may be missing from the whole file: they are NaN then. A stress of a frame
+    that is not periodic in three directions is left out.
+
+    Parameters
+    ----------
+    path
+        Extended XYZ, or another format of ASE's.
+    keys
+        Names of the labels. Isolated atoms need that of the energy only.
+    known
+        Atomic numbers that the model knows.
+    cutoff
+        Cutoff of the model in Å: an atom of a larger frame without a neighbour within it is
+        refused.
+    magnetic
+        Whether moments and spins are read too. Where a frame has no spins, they are the
+        directions of its moments; atoms below 0.1 μ_B have none.
+    skip_faulty
+        Whether frames that cannot be used are left out, with a note.
+
+    Raises
+    ------
+    DataError
+        If the file is empty, unreadable or holds isolated atoms only, a label is missing or not
+        finite, an element is unknown, an atom has no neighbour or lies on another, a cell is
+        degenerate or two isolated atoms of an element differ in energy; the message names the
+        frames.
+    """
+    images = read_structures(path, known)
+    check_asked_for(images, keys, path)
+    frames: list[tuple[int, Atoms, Frame]] = []
+    isolated: dict[int, tuple[int, Frame]] = {}
+    faults: dict[int, str] = {}
+    stresses: Counter[tuple[str, bool]] = Counter()
+    for number, atoms in enumerate(images):
+        where = f"Frame {number} of {path}"
+        try:
+            if not is_isolated(atoms, cutoff):
+                check_neighbours(atoms, where, cutoff)
+                frame, key = _labelled(atoms, keys, where)
+                frame = _with_moments(frame, atoms, keys, where) if magnetic else frame
+                frames.append((number, atoms, frame))
+                if key is not None:
+                    stresses[key, frame.stress is not None] += 1
+                continue
+            energy = energy_of(atoms, keys, where)
+            if not np.isfinite(energy):
+                raise DataError(missing(atoms, where, "energy", keys.energy))
+        except DataError as error:
+            faults[number] = str(error)
+            continue
+        atom = Frame(_bare(atoms), energy, np.zeros((1, 3)), None, where=where)
+        first, same = isolated.setdefault(int(atoms.numbers[0]), (number, atom))
+        if abs(same.energy - atom.energy) > _SAME_ENERGY:
+            raise DataError(
+                f"Frames {first} and {number} of {path} are both an isolated {atoms.symbols[0]} "
+                f"atom, but their energies are {same.energy} and {atom.energy} eV. Keep the one "
+                "that is the zero of energy of the other frames."
+            )
+    faults |= partly_labelled(frames, keys)
+    if faults and not skip_faulty:
+        raise DataError(several(faults, path))
+    used = [frame for number, _, frame in frames if number not in faults]
+    if not used:
+        raise DataError(
+            several(faults, path)
+            if faults
+            else f"{path} holds nothing but isolated atoms, which are energy references: there "
+            "are no forces to learn or to test. Add frames of more than one atom."
+        )
+    notes = [f"Left out of {path}: {several(faults, path)}"] if faults else []
+    for what in ("forces", "energy"):
+        if all(np.isnan(getattr(frame, what)).any() for frame in used):
+            notes.append(f"{path} has no {what} labels: what is there is used.")
+    notes += stress_notes(stresses, path) + unread(images, keys, stresses, path)
+    return Reading(used, {z: atom for z, (_, atom) in isolated.items()}, notes)
+
+
+def read_split(
+    path: str | Path,
+    keys: LabelKeys,
+    *,
+    known: Sequence[int],
+    cutoff: float,
+    magnetic: bool = False,
+) -> Split:
+    """Read a file without its notes; see `read_file`."""
+    reading = read_file(path, keys, known=known, cutoff=cutoff, magnetic=magnetic)
+    return Split(reading.frames, reading.isolated)
+
+
+def read_frames(
+    path: str | Path, keys: LabelKeys, *, known: Sequence[int], cutoff: float
+) -> list[Frame]:
+    """Read the frames of a file without its isolated atoms; see `read_split`."""
+    return read_split(path, keys, known=known, cutoff=cutoff).frames
+
+
+def elements_of(frames: Iterable[Frame]) -> set[int]:
+    """Return the atomic numbers that occur in the frames."""
+    return {int(z) for frame in frames for z in frame.atoms.numbers}
+
+
+def average_neighbours(frames: Sequence[Frame], cutoff: float) -> float:
+    """Return how many neighbours an atom has within the cutoff (Å), over at most 100 frames."""
+    some = frames[:: max(1, len(frames) // 100)]
+    edges = sum(len(neighbor_list("i", frame.atoms, cutoff)) for frame in some)
+    return edges / sum(len(frame.atoms) for frame in some)
+
+
+def _labelled(atoms: Atoms, keys: LabelKeys, where: str) -> tuple[Frame, str | None]:
+    energy, forces = energy_of(atoms, keys, where), forces_of(atoms, keys, where)
+    stress, key = stress_of(atoms, keys, where)
+    return Frame(_bare(atoms), energy, forces, stress, where=where), key
+
+
+def _with_moments(frame: Frame, atoms: Atoms, keys: LabelKeys, where: str) -> Frame:
+    label = label_of(atoms, keys.moments)
+    if label is None:
+        raise DataError(missing(atoms, where, "moments", keys.moments))
+    moments = as_vectors(label, len(atoms), f"{where}: the moments '{keys.moments}'")
+    given = label_of(atoms, keys.spin)
+    if given is None and keys.spin != SPINS:
+        raise DataError(missing(atoms, where, "spin", keys.spin))
+    spins = (
+        directions_of(moments)
+        if given is None
+        else as_vectors(given, len(atoms), f"{where}: the spins '{keys.spin}'")
+    )
+    frame.atoms.set_array(SPINS, spins)
+    label = label_of(atoms, keys.magnetic_forces)
+    if label is None:
+        return replace(frame, moments=moments)
+    forces = as_vectors(label, len(atoms), f"{where}: '{keys.magnetic_forces}'")
+    # They are -dE/dm at the length of the moment, of which only turns are to be learned.
+    length = np.linalg.norm(spins, axis=1, keepdims=True)
+    along = spins / np.maximum(length, SHORT)
+    across = forces - (forces * along).sum(axis=1, keepdims=True) * along
+    scale = np.linalg.norm(moments, axis=1, keepdims=True) / np.maximum(length, SHORT)  # dm/dS
+    turning = np.where(length >= SHORT, scale * across, np.nan)
+    return replace(frame, moments=moments, magnetic_forces=turning)
+
+
+def _bare(atoms: Atoms) -> Atoms:
+    """Return a copy without a calculator, so that no later step mistakes labels for predictions."""
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)

@@ -1,0 +1,91 @@
+"""What ASE passes over in an extended XYZ file: what follows a blank line, and odd spellings."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from ase import Atoms
+from ase.io.formats import UnknownFileTypeError, filetype, open_with_compression
+
+from e3sparse.errors import DataError
+
+_SPELLED = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
+"""Keys that give a structure its shape, in the spelling that ASE reads."""
+
+
+def without_blank_lines(path: Path) -> io.StringIO | None:
+    """Return the text of an extended XYZ file without the blank lines between its frames.
+
+    ASE takes the first of them for the end of the file.
+
+    Returns
+    -------
+    StringIO or None
+        None where there are none, or the file is of another format.
+
+    Raises
+    ------
+    DataError
+        If what stands after a blank line is no frame.
+    """
+    try:
+        if filetype(str(path)) != "extxyz":
+            return None
+    except (UnknownFileTypeError, OSError):
+        return None
+    with open_with_compression(str(path), "r") as file:
+        try:
+            if not any(not frame for _, frame in _frames(file, path)):
+                return None
+        except ValueError:  # ASE says what is wrong with it
+            return None
+    with open_with_compression(str(path), "r") as file:
+        return io.StringIO("".join(line for _, frame in _frames(file, path) for line in frame))
+
+
+def _frames(file: IO[str], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number and the lines of each frame, none for blank lines before a frame."""
+    number, blank = 0, False
+    while line := file.readline():
+        number += 1
+        if not line.strip():
+            blank = True
+            continue
+        try:
+            atoms = int(line.strip().lstrip("\ufeff"))
+        except ValueError:
+            if not blank:
+                if line.lstrip().startswith("VEC"):
+                    yield number, [line]
+                    continue
+                raise
+            raise DataError(
+                f"Line {number} of {path} follows a blank line and is no number of atoms: "
+                f"{line.strip()[:60]!r}. ASE would pass over it and all that comes after. Remove "
+                "what is no frame."
+            ) from None
+        if blank:
+            yield number, []
+        blank = False
+        first, begun = number, [line]
+        begun += [file.readline() for _ in range(atoms + 1)]
+        number += atoms + 1
+        yield first, begun
+
+
+def check_spelling(atoms: Atoms, where: str) -> None:
+    """Refuse a structure whose cell or columns ASE has not recognised for their spelling.
+
+    Raises
+    ------
+    DataError
+        If it carries something like `lattice=` or `PBC=`.
+    """
+    for key in atoms.info:
+        meant = _SPELLED.get(key.lower())
+        if meant is not None:
+            raise DataError(
+                f"{where} has '{key}=', which ASE does not read: the key is '{meant}', in this "
+                "spelling. The structure would be taken for one without it."
+            )

@@ -1,0 +1,88 @@
+"""Checkpoints that are whole or not there, and a training that stops when it diverges."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from e3sparse.errors import DivergedError
+from e3sparse.files import replacing
+
+SCORE = "valid/score"
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside the one before it, which it replaces when it is on the disk.
+
+    Lightning writes to `$TMPDIR` and copies from there if that is another file system: a kill or a
+    full disk in that moment leaves half a checkpoint.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write to a temporary name and rename; `last.ckpt` becomes `last.previous.ckpt`."""
+        path = Path(path)
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
+            if path.name == "last.ckpt" and path.exists():
+                path.replace(path.with_name("last.previous.ckpt"))
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """The newest state, also of a training that is interrupted, but not of one that diverged."""
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Save, unless there is nothing that is worth it."""
+        if not isinstance(exception, DivergedError):
+            super().on_exception(trainer, pl_module, exception)
+
+
+def checkpoint_callbacks(folder: Path) -> list[ModelCheckpoint]:
+    """Return what saves the best and the newest state, both after the validation.
+
+    The averaged weights are in place then. They are two, because Lightning saves an interrupted
+    training under the name of the best model otherwise.
+    """
+    options: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": False}
+    return [
+        ModelCheckpoint(folder, filename="best", monitor=SCORE, **options),
+        LastCheckpoint(folder, filename="last", save_on_exception=True, **options),
+    ]
+
+
+class StopDiverged(Callback):
+    """Ends a training whose loss has not been finite for some steps running.
+
+    Gradients that are not finite make the weights so, and with them the loss of the next step.
+
+    Parameters
+    ----------
+    lr
+        For the message.
+    steps
+        How many.
+    """
+
+    def __init__(self, lr: float, steps: int = 3) -> None:
+        self.lr = lr
+        self.steps = steps
+        self._running = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the loss."""
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        self._running = 0 if bool(torch.isfinite(loss)) else self._running + 1
+        if self._running >= self.steps:
+            raise DivergedError(
+                f"The loss has not been a finite number since step "
+                f"{trainer.global_step - self.steps + 1}: the training diverged at a rate of "
+                f"{self.lr:g}. Give a lower --lr; no model has been written."
+            )

@@ -1,0 +1,89 @@
+"""What can be read of a run's folder, with a sentence for each file that is missing or damaged."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from e3sparse.errors import ConfigError
+
+CONFIG, RESULTS, METRICS = "config.yaml", "results.json", "metrics.csv"
+ADAPTER, SPINS = "adapter", "spins"
+CHECKPOINTS, BEST = "checkpoints", "best.ckpt"
+
+
+def resume_command(out: Path) -> str:
+    """Return what goes on with a run."""
+    return f"e3sparse finetune --resume --out {shlex.quote(str(out))}"
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of a run: tensors and plain data, nothing that is executed.
+
+    Raises
+    ------
+    ConfigError
+        If it is missing or damaged.
+    """
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing.") from None
+    except Exception as error:  # torch raises many kinds, and for some damage more than it says
+        raise ConfigError(f"{path} is damaged ({type(error).__name__}).") from None
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ConfigError(f"{path} is no checkpoint of a run.")
+    return checkpoint
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read the settings of a run.
+
+    Raises
+    ------
+    ConfigError
+        If they are missing or damaged.
+    """
+    path = folder / CONFIG
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        raise ConfigError(f"{path} is damaged: it is not valid YAML.") from None
+    if not isinstance(values, dict) or not isinstance(values.get("method"), str):
+        raise ConfigError(f"{path} is damaged: it does not hold the settings of a run.")
+    return values
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Read the errors, and counts if there are any, of a finished run.
+
+    Raises
+    ------
+    ConfigError
+        If the run has not finished, or the file is damaged.
+    """
+    path = folder / RESULTS
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder} is not the folder of a finished run: it has no {RESULTS}. Go on with: "
+            f"{resume_command(folder)}"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} is damaged or cannot be read ({type(error).__name__})."
+        ) from None
+    rows = results.get("errors") if isinstance(results, dict) else None
+    known = isinstance(rows, dict) and all(
+        isinstance(row, dict) and {"energy_mae", "forces_mae"} <= set(row) for row in rows.values()
+    )
+    if not (known and rows and {"valid before", "valid after"} <= set(rows)):
+        raise ConfigError(f"{path} is damaged: it does not hold the errors of a run.")
+    found: dict[str, Any] = results
+    return found

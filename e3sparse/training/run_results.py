@@ -1,0 +1,87 @@
+"""What a run leaves in its folder, besides checkpoints and models."""
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from e3sparse.adapter.handle import Adapter
+from e3sparse.files import replacing
+from e3sparse.frames.evaluation import Predictions
+from e3sparse.frames.reading import Frame
+from e3sparse.potentials.backends import Potential
+from e3sparse.training import run_figures
+from e3sparse.training.config import DEPENDENT, FinetuneConfig
+from e3sparse.training.run_folder import RunFolder
+from e3sparse.training.run_records import CONFIG, METRICS, RESULTS
+from e3sparse.version import __version__
+
+
+def write_config(folder: Path, config: FinetuneConfig, potential: Potential) -> None:
+    """Write the settings, with paths that hold from everywhere, and versions."""
+    values = config.model_dump(mode="json")
+    values["lr"] = config.learning_rate
+    for flag, path in config.files().items():
+        values[flag.lstrip("-")] = str(path.resolve())
+    values["out"] = str(config.out.resolve())
+    for switch, settings in DEPENDENT.items():
+        for name in settings:
+            if not values[switch]:
+                del values[name]  # their defaults may be others in the version that reads it
+    with replacing(folder / CONFIG) as temporary:
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    with replacing(folder / "versions.json") as temporary:
+        pd.Series(_versions() | dict(potential.framework)).to_json(temporary, indent=1)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "e3sparse": __version__}
+    for name in ("torch", "e3nn", "lightning", "schedulefree", "ase", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    found["command"] = " ".join(sys.argv)
+    return found
+
+
+def write_results(
+    folder: Path, table: pd.DataFrame, adapter: Adapter | None, potential: Potential
+) -> None:
+    """Write errors and counts."""
+    with replacing(folder / "results.csv") as temporary:
+        table.to_csv(temporary, index_label="split")
+    summary: dict[str, Any] = {"errors": table.to_dict(orient="index")}
+    if adapter is not None:
+        counts = adapter.sparsity()
+        summary["sparsity"] = {
+            "layerwise": counts.layerwise,
+            "total": counts.total,
+            "updated": counts.updated,
+            "entries": counts.entries,
+            "parameters": counts.parameters,
+            "fresh": sum(p.numel() for p in potential.fresh_parameters()),
+        }
+    with replacing(folder / RESULTS) as temporary:
+        pd.Series(summary).to_json(temporary, indent=1)
+
+
+def write_figures(
+    folder: RunFolder,
+    splits: dict[str, list[Frame]],
+    before: dict[str, Predictions],
+    after: dict[str, Predictions],
+    references: dict[int, float],
+) -> None:
+    """Write the metrics of all steps, the learning curve and the parity plot."""
+    metrics = folder.metrics()
+    with replacing(folder.path / METRICS) as temporary:
+        metrics.to_csv(temporary, index=False)
+    run_figures.learning_curve(metrics, folder.path / "figures" / "learning.png")
+    name = "test" if "test" in splits else "valid"
+    parity = folder.path / "figures" / "parity.png"
+    run_figures.parity(splits[name], before[name], after[name], references, parity)

@@ -1,0 +1,94 @@
+"""SevenNet models as its options make them, and files that are read and written again."""
+
+import numpy as np
+import pytest
+import sevenn
+import sevenn._keys as KEY
+import sevenn.util
+import torch
+from e3sparse_sevennet import SevenNetBackend
+from potentials import evaluate, random_deltas, relative, tolerance
+from sevenn.model_build import build_E3_equivariant_model
+from support import load
+
+import e3sparse
+
+OPTIONS = {
+    "bias": {KEY.USE_BIAS_IN_LINEAR: True},
+    "linear": {KEY.SELF_CONNECTION_TYPE: ["linear"] * 2},
+    "linear with bias": {
+        KEY.SELF_CONNECTION_TYPE: ["linear"] * 2,
+        KEY.USE_BIAS_IN_LINEAR: True,
+        KEY.IS_PARITY: False,
+    },
+    "SO(3)": {KEY.IS_PARITY: False},
+}
+
+
+@pytest.fixture(params=OPTIONS)
+def built(request, tiny_checkpoint, tmp_path):
+    checkpoint = torch.load(tiny_checkpoint, weights_only=False)
+    checkpoint["config"] |= OPTIONS[request.param]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_E3_equivariant_model(dict(checkpoint["config"]))
+    torch.save(checkpoint | {"model_state_dict": model.state_dict()}, tmp_path / "built.pth")
+    return request.param, tmp_path / "built.pth"
+
+
+@pytest.mark.parametrize("targets", ["linear", "mlp", "tp", "everything"])
+def test_merged_is_patched_and_saved(built, targets, tmp_path):
+    name, path = built
+    potential = load(path, torch.float64)
+    assert potential.parity == ("SO(3)" not in name and "linear with" not in name)
+    before = evaluate(potential)
+    adapter = random_deltas(potential, targets)
+    patched = evaluate(potential)
+    assert relative(patched, before) > 1e-4
+    adapter.merge()
+    assert relative(evaluate(potential), patched) < tolerance(potential)
+    potential.save(tmp_path / "merged.pth")
+    assert relative(evaluate(load(tmp_path / "merged.pth", torch.float64)), patched) < 1e-5
+    adapter.restore()
+    np.testing.assert_array_equal(evaluate(potential), before)
+
+
+def test_species_axes_where_self_connections_are_linear(built):
+    name, path = built
+    axes = load(path).species.axes
+    connections = [p for p in axes if p.endswith("fc_tensor_product")]
+    assert len(connections) == (0 if name.startswith("linear") else 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", ["7net-0", None])
+def test_saving_is_idempotent(name, dtype, tiny_checkpoint, tmp_path):
+    potential = load(name or tiny_checkpoint, dtype)
+    before = evaluate(potential)
+    potential.save(tmp_path / "written.pth")
+    np.testing.assert_array_equal(evaluate(potential), before)  # and nothing is left behind
+    base = sevenn.util.load_checkpoint(name or str(tiny_checkpoint)).build_model().to(dtype)
+    written = torch.load(tmp_path / "written.pth", weights_only=False)["model_state_dict"]
+    for key, values in base.state_dict().items():
+        assert torch.equal(values, written[key]), key
+    again = load(tmp_path / "written.pth", dtype)
+    np.testing.assert_array_equal(evaluate(again), before)
+
+
+def test_names_are_those_of_sevenn(monkeypatch):
+    assert set(SevenNetBackend().model_names()) == set(
+        sevenn.util.get_available_pretrained_models()
+    )
+    monkeypatch.setattr("sevenn.util.get_available_pretrained_models", lambda: ["7net-nano"])
+    assert SevenNetBackend().knows("7net-nano")
+
+
+def test_the_other_level_of_theory_changes_with_what_both_share():
+    trained, other = (load("7net-mf-0", head=head) for head in ("PBE", "R2SCAN"))
+    before = evaluate(trained), evaluate(other)
+    assert relative(*before) > 1e-3
+    random_deltas(trained, "reduce_input_to_hidden")
+    e3sparse.merge(trained.module)
+    other.module.load_state_dict(trained.module.state_dict())
+    after = evaluate(trained), evaluate(other)
+    assert all(relative(a, b) > 1e-3 for a, b in zip(after, before, strict=True))
