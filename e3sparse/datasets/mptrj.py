@@ -1,8 +1,11 @@
 """MPtrj, the relaxations of the Materials Project that CHGNet was trained on (Deng et al. 2023)."""
 
+import gzip
+import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Protocol
 
 import numpy as np
 from ase import Atoms, units
@@ -12,6 +15,9 @@ from e3sparse.datasets.base import Entry, Format, numbers_of, problems
 from e3sparse.errors import ConfigError, DataError
 
 KBAR = 0.1 * units.GPa
+
+_GZIPPED = b"\x1f\x8b"
+_NOT_JSON = re.compile(rb"(?:(?<=[\s:,\[])|^)(?:NaN|-?Infinity)(?=[\s,\]}])")
 
 Vector = Annotated[list[float], Field(min_length=3, max_length=3)]
 Matrix = Annotated[list[Vector], Field(min_length=3, max_length=3)]
@@ -53,8 +59,9 @@ class MPtrj(Format):
     `REF_energy` is the uncorrected energy of VASP, to which the forces belong; the corrected one
     of the Materials Project is kept as `corrected_total_energy`. Stresses are VASP's, in kbar and
     positive under compression: `REF_stress` has the other sign. Moments are those of collinear
-    calculations, with their signs; frames without any have no `REF_magmom`. The file is read as
-    a stream, one material at a time.
+    calculations, with their signs; frames without any have no `REF_magmom`. The file, gzipped or
+    not, is read as a stream, one material at a time. NaN, which is not JSON, is read as a number
+    that is missing.
     """
 
     name: ClassVar[str] = "mptrj"
@@ -74,8 +81,11 @@ class MPtrj(Format):
                 "MPtrj is read with ijson, which is not here: pip install 'e3sparse[datasets]'."
             ) from error
         with open(source, "rb") as file:
+            packed = file.read(2) == _GZIPPED
+            file.seek(0)
             try:
-                for material, frames in ijson.kvitems(file, "", use_float=True):
+                text = _WithoutNaN(gzip.GzipFile(fileobj=file) if packed else file)
+                for material, frames in ijson.kvitems(text, "", use_float=True):
                     if not isinstance(frames, dict):
                         raise DataError(
                             f"{source}: '{material}' holds no frames by name, as a material of "
@@ -87,11 +97,35 @@ class MPtrj(Format):
                             yield _entry(frame, str(material), str(name), where, file.tell())
                         except DataError as error:
                             yield error
-            except ijson.JSONError as error:
+            except (ijson.JSONError, EOFError, gzip.BadGzipFile, zlib.error) as error:
                 raise DataError(
                     f"{source} is not JSON from beginning to end ({str(error).splitlines()[0]}): "
-                    "is the download complete, and without NaN?"
+                    "is the download complete?"
                 ) from error
+
+
+class _Readable(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+class _WithoutNaN:
+    """A stream of JSON with `null` where Python and pymatgen write NaN and Infinity."""
+
+    def __init__(self, file: _Readable) -> None:
+        self.file = file
+        self.kept = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes, about `size` of them, or none at the end."""
+        text = self.kept
+        while new := self.file.read(size):
+            text += new
+            whole = text.rfind(b",") + 1  # no number goes on behind a comma
+            if whole:
+                self.kept = text[whole:]
+                return _NOT_JSON.sub(b"null", text[:whole])
+        self.kept = b""
+        return _NOT_JSON.sub(b"null", text)
 
 
 def _entry(frame: Any, material: str, name: str, where: str, position: int) -> Entry:

@@ -1,5 +1,7 @@
 """MPtrj: units, signs and moments, and one sentence for each damaged frame."""
 
+import gzip
+import io
 import json
 import sys
 
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from published import KBAR, assert_same, known, mptrj_frame, write_mptrj
 
 from e3sparse.datasets import MPtrj
+from e3sparse.datasets.mptrj import _WithoutNaN
 from e3sparse.errors import ConfigError, DataError
 
 
@@ -80,6 +83,8 @@ DAMAGE = {
     "no force": (drop("force"), "force: field required"),
     "no energy": (drop("uncorrected_total_energy"), "uncorrected_total_energy: field required"),
     "no structure": (drop("structure"), "structure: field required"),
+    "energy NaN": (put("uncorrected_total_energy", float("nan")), "valid number"),
+    "force infinite": (put("force", [[0, -np.inf, 0], [0, 0, 0]]), "force.0.1: input should be a"),
     "energy null": (put("uncorrected_total_energy", None), "valid number"),
     "force null": (put("force", [[0, 0, None], [0, 0, 0]]), "force.0.2: input should be a valid"),
     "force of one atom": (put("force", [[0, 0, 0]]), r"forces have shape \(1, 3\), expected \(2, "),
@@ -111,7 +116,7 @@ def test_a_damaged_frame_is_named_before_anything_is_written(tmp_path, converted
     [
         (lambda text: text[: len(text) // 2], "is the download complete"),
         (lambda text: "", "is the download complete"),
-        (lambda text: text.replace('"bandgap": 0.7', '"bandgap": NaN'), "not JSON"),
+        (lambda text: text.replace('"bandgap": 0.7', '"bandgap": nan'), "not JSON"),
         (lambda text: '{"mp-1": [1, 2]}', "holds no frames by name"),
         (lambda text: "{}", "the source holds none"),
     ],
@@ -123,6 +128,54 @@ def test_a_damaged_file_is_refused(tmp_path, converted, change, says):
     with pytest.raises(DataError, match=says):
         converted("mptrj", path, skip_faulty=True)
     assert not (tmp_path / "out.xyz").exists()
+
+
+def test_nan_in_what_is_not_read_does_no_harm(tmp_path):
+    path = write_mptrj(tmp_path / "m.json", {"mp-1": [known(0), known(1)]})
+    path.write_text(path.read_text().replace('"bandgap": 0.7', '"bandgap": NaN'))
+    assert "NaN" in path.read_text()
+    assert len(list(MPtrj().entries(path))) == 2
+
+
+# A text that holds NaN between blank and comma is changed too: MPtrj has no such names.
+TEXT = st.text(alphabet='Na"\\é{}') | st.just("NaN")
+VALUES = st.recursive(
+    st.none() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+)
+
+
+@given(value=VALUES, size=st.integers(1, 40))
+def test_only_nan_and_infinity_are_replaced(value, size):
+    stream = _WithoutNaN(io.BytesIO(json.dumps(value, indent=size % 3 or None).encode()))
+    read = b"".join(iter(lambda: stream.read(size), b""))
+
+    def without(value):
+        if isinstance(value, float) and not np.isfinite(value):
+            return None
+        if isinstance(value, list):
+            return [without(item) for item in value]
+        if isinstance(value, dict):
+            return {key: without(item) for key, item in value.items()}
+        return value
+
+    strict = {"parse_constant": lambda name: pytest.fail(f"{name} is left")}
+    assert json.loads(read, **strict) == without(value)
+
+
+def test_the_file_may_be_gzipped(tmp_path, converted):
+    materials = {"mp-1": [known(0, moments="collinear"), known(1)]}
+    text = write_mptrj(tmp_path / "m.json", materials).read_bytes()
+    packed = tmp_path / "m.json.gz"
+    packed.write_bytes(gzip.compress(text))
+    for atoms, frame in zip(converted("mptrj", packed), materials["mp-1"], strict=True):
+        assert_same(atoms, frame)
+    packed.write_bytes(gzip.compress(text)[:-200])
+    with pytest.raises(DataError, match="is the download complete"):
+        list(MPtrj().entries(packed))
+    packed.write_bytes(b"\x1f\x8bno gzip at all")
+    with pytest.raises(DataError, match="is the download complete"):
+        list(MPtrj().entries(packed))
 
 
 def test_only_one_material_is_held_at_a_time(tmp_path):
