@@ -208,7 +208,6 @@ def test_an_existing_run_is_safe(finetune, tmp_path):
     code, _, err = finetune()
     assert code == 2
     assert "--overwrite" in err
-    assert "--resume" in err
     code, _, err = finetune("--overwrite", targets="linar")
     assert code == 2
     assert {p: p.read_bytes() for p in before} == before
@@ -228,7 +227,8 @@ def test_overwrite_leaves_a_folder_that_is_no_run_alone(finetune, tmp_path):
 def test_resume_without_a_run(run, tmp_path):
     code, _, err = run("finetune", "--resume", "--out", tmp_path)
     assert code == 2
-    assert "config.yaml" in err
+    assert "no run to resume" in err
+    assert "e3sparse-run.json" in err
 
 
 @pytest.mark.parametrize("target", ["safetensors.torch.save", "torch.save"])
