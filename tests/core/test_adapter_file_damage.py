@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import network, snapshot
 
-from e3sparse.adapter.config import CONFIG_NAME
-from e3sparse.adapter.file import TENSORS_NAME, read_values
+from e3sparse.adapter.config import CONFIG_NAME, TENSORS_NAME
+from e3sparse.adapter.file import read_values
 from e3sparse.errors import AdapterFileError
 
 
