@@ -15,7 +15,8 @@ _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def encode(path: str, value: Tensor) -> dict[str, Tensor]:
     """Return the tensors of a layer: int32 indices into the flat weight, unless most changed."""
-    flat = value.detach().cpu().reshape(-1)
+    # -0 is made 0, as it will be read, so that an adapter that is saved again has the same digest.
+    flat = value.detach().cpu().reshape(-1) + 0.0
     indices = torch.nonzero(flat).reshape(-1)
     if 2 * indices.numel() > flat.numel():
         return {f"{path}.values": flat.contiguous()}

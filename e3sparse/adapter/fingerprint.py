@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 from torch import Tensor, nn
 
-from e3sparse.adapter.statistics import statistics
+from e3sparse.adapter.statistics import as_float32, statistics
 from e3sparse.layers.injection import SUBMODULE
 from e3sparse.layers.layouts import KINDS, qualified_name
 
@@ -121,7 +121,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in _parameters(model):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(_as_float32(parameter))
+        digest.update(as_float32(parameter))
     return digest.hexdigest()
 
 
@@ -183,7 +183,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _readable(tensor: Tensor) -> bool:
-    return not tensor.is_meta and tensor.layout == torch.strided
+    return tensor.numel() > 0 and not tensor.is_meta and tensor.layout == torch.strided
 
 
 def _said(tensor: Tensor) -> float | str:
@@ -195,16 +195,7 @@ def _said(tensor: Tensor) -> float | str:
 
 
 def _hash(tensor: Tensor) -> str:
-    return hashlib.blake2b(_as_float32(tensor), digest_size=8).hexdigest()
-
-
-def _as_float32(tensor: Tensor) -> bytes:
-    values = tensor.detach().cpu()
-    if values.is_floating_point():
-        values = values.float()
-    elif values.is_complex():
-        values = torch.view_as_real(values.to(torch.complex64))
-    return values.contiguous().numpy().tobytes()
+    return hashlib.blake2b(as_float32(tensor), digest_size=8).hexdigest()
 
 
 def clebsch_gordan_probe() -> list[float]:
