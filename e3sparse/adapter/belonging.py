@@ -5,12 +5,8 @@ from collections.abc import Mapping
 from torch import nn
 
 from e3sparse.adapter.config import AdapterConfig, LayerEntry
-from e3sparse.adapter.fingerprint import (
-    BaseIdentity,
-    clebsch_gordan_probe,
-    e3nn_version,
-    fingerprint,
-)
+from e3sparse.adapter.fingerprint import clebsch_gordan_probe, e3nn_version, fingerprint
+from e3sparse.adapter.identity import BaseIdentity
 from e3sparse.adapter.state import state_of
 from e3sparse.adapter.targets import candidates
 from e3sparse.errors import AdapterFileError

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, field_validator
 
-from e3sparse.adapter.fingerprint import BaseIdentity
+from e3sparse.adapter.identity import BaseIdentity
 from e3sparse.adapter.stored import FORMAT_VERSION, FolderKind, StoredConfig, check_shape
 from e3sparse.layers.layouts import Layout
 

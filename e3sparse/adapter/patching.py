@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from e3sparse.adapter.fingerprint import BaseIdentity, fingerprint
+from e3sparse.adapter.fingerprint import fingerprint
 from e3sparse.adapter.handle import Adapter
+from e3sparse.adapter.identity import BaseIdentity
 from e3sparse.adapter.state import Record, State, state_of
 from e3sparse.adapter.statistics import BufferWatch
 from e3sparse.adapter.targets import Selection, Targets, select

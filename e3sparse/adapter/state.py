@@ -7,7 +7,8 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from e3sparse.adapter.fingerprint import BaseIdentity, fingerprint
+from e3sparse.adapter.fingerprint import fingerprint
+from e3sparse.adapter.identity import BaseIdentity
 from e3sparse.adapter.statistics import BufferWatch, hold, release, statistics, write_statistics
 from e3sparse.adapter.targets import Skipped
 from e3sparse.deltas import Delta, Method
