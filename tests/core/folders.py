@@ -64,11 +64,12 @@ def edit_tensors(folder, change, *, sealed=True):
         seal(folder)
 
 
-def as_version_1(folder):
-    """Write a folder as e3sparse 0.1 did: without a digest, and with the parameters' hash alone."""
-    path = folder / CONFIG_NAME
+def as_version_1(folder, config_name=CONFIG_NAME):
+    """Make a folder what e3sparse 0.1 wrote: no digest, of the base the parameters' hash alone."""
+    path = folder / config_name
     config = json.loads(path.read_text())
-    del config["digest"], config["base"]
+    config.pop("digest", None)
+    config.pop("base", None)
     config["format_version"] = 1
     path.write_text(json.dumps(config, indent=1) + "\n")
     return folder
