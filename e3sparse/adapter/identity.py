@@ -105,7 +105,7 @@ class BaseIdentity(BaseModel):
                         found.append(f"its {what} '{name}' has other values")
                 elif not math.isclose(own, value, rel_tol=tolerance):
                     found.append(
-                        f"its {what} '{name}' is {own:.9g} here and {value:.9g} in the adapter"
+                        f"its {what} '{name}' is {own:.7g} here and {value:.7g} in the adapter"
                     )
         lacking = set(other.buffers) - set(buffers_here)
         return found + [f"it has no buffer '{name}'" for name in sorted(lacking)]
