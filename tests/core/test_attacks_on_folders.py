@@ -193,6 +193,24 @@ def duplicate_key(path):
     path.write_text(path.read_text().replace("{", '{"format_version": 2,', 1))
 
 
+def lost_digest(path):
+    config = json.loads(path.read_text())
+    del config["digest"]
+    path.write_text(json.dumps(config))
+
+
+def older_version(path):
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 1'))
+
+
+@KINDS
+@pytest.mark.parametrize("change", [lost_digest, older_version])
+def test_a_digest_is_wanted_of_every_new_file(kind, change, copied):
+    folder = copied(kind)
+    change(folder / kind.config)
+    assert outcome(kind, folder) is None
+
+
 def not_a_number(path):
     path.write_text(path.read_text().replace('"format_version": 2', '"format_version": NaN'))
 
