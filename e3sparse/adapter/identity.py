@@ -84,8 +84,9 @@ class BaseIdentity(BaseModel):
         Parameters
         ----------
         other
-            Of the model that an adapter was made for. What only one of the two knows of is not
-            compared, because versions of a framework add things; but its buffers must be here.
+            Of the model that an adapter was made for. What this one has besides is let pass,
+            because versions of a framework add things, unless a whole module with buffers is new,
+            such as a repulsion at short range; its own buffers must all be here.
         buffers_here
             Names of all buffers of the model that this is the identity of.
         """
@@ -108,12 +109,19 @@ class BaseIdentity(BaseModel):
                         f"its {what} '{name}' is {own:.7g} here and {value:.7g} in the adapter"
                     )
         lacking = set(other.buffers) - set(buffers_here)
-        return found + [f"it has no buffer '{name}'" for name in sorted(lacking)]
+        found += [f"it has no buffer '{name}'" for name in sorted(lacking)]
+        known = {_owner(name) for part in (other.parameters, other.buffers) for name in part}
+        added = [name for name in self.buffers if name not in other.buffers]
+        return found + [f"it has a buffer '{n}' besides" for n in added if _owner(n) not in known]
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _with_state_of_their_own(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules whose buffers and numbers are the model's, not constants of a library."""
-    moving = {name.rpartition(".")[0] for name in statistics(model)}
+    moving = {_owner(name) for name in statistics(model)}
     waiting: list[tuple[str, nn.Module]] = [("", model)]
     seen: set[int] = set()
     while waiting:

@@ -114,6 +114,10 @@ def without_a_buffer(base):
     base.scaled.shift = 0.1
 
 
+def with_another_term(base):
+    base.repulsion = Scaled()
+
+
 def trained_statistics(base):
     base.train()
     base(torch.randn(5, 8).double(), torch.randn(5, 4).double())
@@ -131,6 +135,7 @@ CHANGES = {
     "list": (attribute_changed("widths", [0.5, 0.8]), "'widths' has other values"),
     "by element": (attribute_changed("radii", {1: 0.3, 7: 0.7}), "'radii' has other values"),
     "no buffer": (without_a_buffer, "has no buffer 'scaled.shift'"),
+    "one more term": (with_another_term, "has a buffer 'repulsion.scale' besides"),
     "statistics": (trained_statistics, r"'norm.running_(mean|var)' has other values"),
 }
 
