@@ -110,7 +110,10 @@ class BaseIdentity(BaseModel):
                     )
         lacking = set(other.buffers) - set(buffers_here)
         found += [f"it has no buffer '{name}'" for name in sorted(lacking)]
-        known = {_owner(name) for part in (other.parameters, other.buffers) for name in part}
+        known = set()
+        for name in (*other.parameters, *other.buffers, *other.numbers):
+            while name:  # the modules that it is in
+                known.add(name := _owner(name))
         added = [name for name in self.buffers if name not in other.buffers]
         return found + [f"it has a buffer '{n}' besides" for n in added if _owner(n) not in known]
 

@@ -65,7 +65,7 @@ def edit_tensors(folder, change, *, sealed=True):
 
 
 def as_version_1(folder, config_name=CONFIG_NAME):
-    """Make a folder one of version 1: no digest, and of the base the hash of its parameters alone."""
+    """Make a folder one of version 1: no digest, of the base the parameters' hash alone."""
     path = folder / config_name
     config = json.loads(path.read_text())
     config.pop("digest", None)

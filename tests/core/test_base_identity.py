@@ -202,6 +202,7 @@ def with_buffers_made_anew(base):
 def with_more(base):
     base.newer_version = 3
     base.register_buffer("newer", torch.ones(2))
+    base.scaled.register_buffer("newer", torch.ones(2))
     return base
 
 
