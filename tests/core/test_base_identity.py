@@ -287,6 +287,9 @@ def test_statistics_of_its_own_are_no_part_of_the_base(tmp_path):
     base.load_state_dict(copy.deepcopy(base.state_dict()))
     folder = adapter.save_pretrained(tmp_path)
     assert_loaded(model(), folder)
+    other = model()
+    trained_statistics(other)
+    assert_loaded(other, folder)
     assert_refused(_changed(), folder, "'scaled.scale'")
 
 
