@@ -135,7 +135,7 @@ def test_the_control_is_loaded(kind, saves, copied):
 
 @KINDS
 @pytest.mark.parametrize("file", ["config", "tensors"])
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     edits=st.lists(st.tuples(st.floats(0, 0.9999), st.integers(1, 255)), min_size=1, max_size=3),
     cut=st.none() | st.floats(0, 1, exclude_max=True),
@@ -174,7 +174,7 @@ def numbers(node):
 
 
 @KINDS
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(where=st.floats(0, 0.9999), by=st.sampled_from([1, -1, 1e-9, 10**20, 10**400]))
 def test_another_number_in_the_config(kind, copied, where, by):
     path = copied(kind) / kind.config
@@ -292,7 +292,7 @@ def test_the_control_of_what_another_program_writes(kind, version, copied, saves
 @KINDS
 @SEALED
 @pytest.mark.parametrize("file", ["config", "tensors"])
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(edits=st.lists(st.tuples(st.floats(0, 0.9999), st.integers(1, 255)), min_size=1, max_size=2))
 def test_other_bytes_that_no_digest_tells(kind, version, file, copied, edits):
     # Other numbers may be loaded, but no other error is raised and no other model comes of it.
@@ -331,7 +331,9 @@ def test_headers_that_no_tensor_has(kind, version, dtype, copied):
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
-    for shape in (shape for size in GIANT for shape in ([size], [0, size], [size, size])):
+    for shape in (
+        shape for size in (2**31, 2**63, 2**64) for shape in ([size], [0, size], [size, size])
+    ):
         # In the place of a tensor, and one more, which takes no space.
         for name in (min(set(header) - {"__metadata__"}), "more"):
             wrong = {"data_offsets": [0, 0]} | header.get(name, {}) | {"shape": shape}
