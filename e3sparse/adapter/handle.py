@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from e3sparse.adapter.saving import save
 from e3sparse.adapter.sparsity import LayerRow, Sparsity, Summary
 from e3sparse.adapter.state import Record, State
 from e3sparse.adapter.statistics import statistics
@@ -66,7 +67,7 @@ class Adapter:
 
     @property
     def base_fingerprint(self) -> str:
-        """Hash of the base weights; see `e3sparse.adapter.fingerprint`."""
+        """Hash of the base weights; see `e3sparse.adapter.fingerprint.fingerprint`."""
         return self._state.fingerprint
 
     @property
@@ -328,8 +329,14 @@ class Adapter:
         return self.model
 
     def save_pretrained(self, directory: str | Path, **metadata: Any) -> Path:
-        """Write the adapter folder; see `e3sparse.adapter.file`."""
+        """Write the adapter folder; see `e3sparse.adapter.saving.save` for the metadata."""
         self.notice_moved_buffers("a model that this adapter is loaded onto will differ")
-        from e3sparse.adapter.file import save
-
-        return save(self, Path(directory), **metadata)
+        return save(
+            Path(directory),
+            self._state,
+            self._record,
+            self.values(),
+            self.statistics(),
+            self.sparsity(),
+            **metadata,
+        )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from e3sparse.adapter.fingerprint import fingerprint
 from e3sparse.adapter.handle import Adapter
+from e3sparse.adapter.identity import BaseIdentity
 from e3sparse.adapter.state import Record, State, state_of
 from e3sparse.adapter.statistics import BufferWatch
 from e3sparse.adapter.targets import Selection, Targets, select
@@ -48,6 +49,7 @@ def patch(
     total_steps: int | None = None,
     species: Species | None = None,
     fold_into: Mapping[str, str] | None = None,
+    constants: Mapping[str, float] | None = None,
     moving_statistics: bool = False,
     **settings: Any,
 ) -> Adapter:
@@ -73,6 +75,9 @@ def patch(
     fold_into
         For tensor products with external weights: module path of each, and of the linear layer
         that a merge folds its delta into.
+    constants
+        Numbers that decide what the model answers and are not in it, such as the cutoff of its
+        neighbour list, where a backend knows. An adapter file names them, and `load` compares.
     moving_statistics
         Let the running statistics of normalisation layers move in `train()` mode; they belong to
         this adapter then, and are saved, switched, merged and restored with it. Otherwise such
@@ -119,6 +124,7 @@ def patch(
         total_steps=total_steps,
         species=species,
         fold_into=fold_into,
+        constants=constants,
         moving_statistics=moving_statistics,
     )
 
@@ -135,6 +141,7 @@ def install(
     progress: float = 0.0,
     species: Species | None = None,
     fold_into: Mapping[str, str] | None = None,
+    constants: Mapping[str, float] | None = None,
     moving_statistics: bool = False,
     statistics: dict[str, Tensor] | None = None,
 ) -> Adapter:
@@ -157,6 +164,8 @@ def install(
             fold_into={},
             parameters=sum(p.numel() for p in model.parameters()),
             watch=BufferWatch(model),
+            constants=dict(constants or {}),
+            identity=BaseIdentity.of(model, constants),
         )
     if name in state.records:
         raise PatchError(

@@ -159,6 +159,7 @@ def _adapter(origin: Origin, models: _Models) -> Change:
         name="report",
         species=potential.species,
         fold_into=potential.fold_into,
+        constants=potential.constants,
     )
     change = change_of(adapter, model=origin.base)
     adapter.remove()

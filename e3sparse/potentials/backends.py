@@ -190,6 +190,15 @@ class Potential(ABC):
         return []
 
     @property
+    def constants(self) -> dict[str, float]:
+        """What decides the answer and is not in the module: the cutoff of the neighbour list.
+
+        A backend that keeps other such numbers outside its module adds them: an adapter is then
+        refused on a model in which they are others.
+        """
+        return {"cutoff": self.cutoff}
+
+    @property
     def dtype(self) -> torch.dtype:
         """Precision of the weights."""
         return next(self.module.parameters()).dtype
@@ -217,13 +226,19 @@ class Potential(ABC):
             method,
             species=self.species,
             fold_into=self.fold_into,
+            constants=self.constants,
             **options,
         )
 
     def load_adapter(self, directory: str | Path, **options: Any) -> Adapter:
         """Load an adapter onto the module, its energy references included."""
         adapter = load(
-            self.module, directory, species=self.species, fold_into=self.fold_into, **options
+            self.module,
+            directory,
+            species=self.species,
+            fold_into=self.fold_into,
+            constants=self.constants,
+            **options,
         )
         self.shift_energies(adapter.energy_references)
         return adapter

@@ -45,7 +45,7 @@ def test_the_config_says_what_the_adapter_is(tmp_path):
     assert sorted(contents(folder)) == FILES
     config = read_config(folder)
     assert isinstance(config, AdapterConfig)
-    assert config.format_version == 1
+    assert config.format_version == 2
     assert (config.method, config.targets) == ("budget", "all")
     assert config.settings == adapter.method.model_dump()
     assert (config.base_model, config.framework) == ("a model", {"sevenn": "0.13.0"})

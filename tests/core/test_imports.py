@@ -40,7 +40,7 @@ MAY_IMPORT = {
 BEGINS = {
     "torch": "layers deltas adapter potentials frames magnetism symmetry training analysis cli",
     "e3nn": "layers adapter magnetism symmetry",
-    "safetensors": "adapter magnetism",
+    "safetensors": "adapter",
     "ase": "potentials frames magnetism symmetry datasets training analysis cli",
     "lightning": "training",
     "schedulefree": "training",
