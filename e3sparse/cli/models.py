@@ -61,7 +61,6 @@ def evaluate(
     from e3sparse.frames.evaluation import error_table, errors, predict
     from e3sparse.frames.reading import LabelKeys, read_file
     from e3sparse.frames.references import fit_references
-    from e3sparse.symmetry.loading import with_spins
     from e3sparse.training.plausibility import faulty_frames, other_units, said
 
     if e0s not in ("keep", "fit"):
@@ -69,7 +68,10 @@ def evaluate(
     potential = _load(model, backend, head, device, dtype)
     if adapter is not None:
         potential.load_adapter(adapter)
-    potential = with_spins(potential, spins)
+    if spins is not None:
+        from e3sparse.magnetism.loading import with_forces
+
+        potential = with_forces(potential, spins)
     given = {
         "energy": energy_key,
         "forces": forces_key,

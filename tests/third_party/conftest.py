@@ -23,7 +23,7 @@ def installed(monkeypatch, tmp_path):
 @pytest.fixture
 def potential():
     """Random weights, float64."""
-    return ShellsPotential("shells", Shells([1, 6, 8], 4.0, 6, 16).double())
+    return ShellsPotential("shells", Shells([1, 6, 8, 11, 17], 4.0, 6, 16).double())
 
 
 @pytest.fixture

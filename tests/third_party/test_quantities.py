@@ -83,7 +83,7 @@ def frames_of(tmp_path, keys=None, change=lambda frames: None):
     change(frames)
     path = tmp_path / "frames.xyz"
     ase.io.write(path, frames)
-    return read_frames(path, keys or LabelKeys(), known=[1, 6, 8], cutoff=4.0)
+    return read_frames(path, keys or LabelKeys(), known=[1, 6, 8, 11, 17], cutoff=4.0)
 
 
 def test_from_a_file_to_an_error(charged, tmp_path):

@@ -1,6 +1,9 @@
 """A backend of at most 150 lines does all that ours do."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +74,31 @@ def test_the_control_is_no_file_of_it(run, tmp_path, files):
     code, _, said = run("evaluate", broken, "--data", files["test"])
     assert code != 0
     assert "is no file of shells" in " ".join(said.split())
+
+
+COMMANDS = """
+import sys
+sys.modules.update(hypothesis=None, pytest=None)
+sys.argv = ["e3sparse", *sys.argv[1:]]
+from e3sparse.cli import main
+main()
+"""
+
+
+@pytest.mark.usefixtures("installed")
+def test_without_what_draws_cases_all_but_check_works(model, files):
+    def said(*arguments):
+        return subprocess.run(
+            [sys.executable, "-c", COMMANDS, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    assert said("evaluate", model, "--data", files["test"]).returncode == 0
+    checked = said("check", model)
+    assert checked.returncode == 2
+    assert "pip install 'e3sparse[symmetry]'" in checked.stderr
 
 
 def test_it_is_found_by_its_entry_point_alone(model):
