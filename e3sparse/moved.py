@@ -19,7 +19,7 @@ MOVED = {
     "e3sparse.injection": "e3sparse.layers.injection",
     "e3sparse.merging": "e3sparse.layers.merging",
     "e3sparse.patching": "e3sparse.adapter.patching",
-    "e3sparse.paths": "e3sparse.layers.layouts",
+    "e3sparse.paths": "e3sparse.layers.kinds",
     "e3sparse.sparsity": "e3sparse.adapter.sparsity",
     "e3sparse.spins": "e3sparse.potentials.spins",
     "e3sparse.state": "e3sparse.adapter.state",

@@ -144,7 +144,7 @@ def inspect(
 ) -> None:
     """Show which layers a model has, and what each target would patch."""
     from e3sparse.adapter.targets import candidates, select
-    from e3sparse.layers.layouts import kind_names
+    from e3sparse.layers.kinds import kind_names
 
     potential = _load(model, backend, head, "cpu", None)
     found = candidates(potential.module, potential.species)
