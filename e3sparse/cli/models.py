@@ -69,7 +69,7 @@ def evaluate(
     if adapter is not None:
         potential.load_adapter(adapter)
     if spins is not None:
-        from e3sparse.magnetism.loading import with_forces
+        from e3sparse.magnetism.saved_layers import with_forces
 
         potential = with_forces(potential, spins)
     given = {

@@ -47,7 +47,7 @@ def load_subject(
         if spins is None:
             return potential
         # Its layers are e3nn's, which other models have no need to import.
-        from e3sparse.magnetism.loading import with_forces
+        from e3sparse.magnetism.saved_layers import with_forces
 
         return with_forces(potential, spins)
 
