@@ -51,7 +51,7 @@ MUTANTS = (
     ),
     Mutant(
         "transpose the blocks of a linear layer",
-        f"{CORE}/layers/layouts.py",
+        f"{CORE}/layers/kinds.py",
         "shape=tuple(ins.path_shape),\n                start=start,\n"
         "                path_weight=float(ins.path_weight),\n            )\n        )\n"
         '        start += blocks[-1].numel\n    return Layout(\n        kind="linear"',
@@ -62,21 +62,21 @@ MUTANTS = (
     ),
     Mutant(
         "skip the normalisation of a path weight",
-        f"{CORE}/layers/layouts.py",
+        f"{CORE}/layers/kinds.py",
         "norm /= layer.var_out",
         "pass",
         "tests/core/test_paths.py",
     ),
     Mutant(
         "give weights to paths that have none",
-        f"{CORE}/layers/layouts.py",
+        f"{CORE}/layers/kinds.py",
         "if not ins.has_weight:\n            continue",
         "if False:\n            continue",
         "tests/core/test_paths.py",
     ),
     Mutant(
         "do not know classes from a package",
-        f"{CORE}/layers/layouts.py",
+        f"{CORE}/layers/kinds.py",
         "_PACKAGE_PREFIX.sub('', cls.__module__)",
         "cls.__module__",
         "tests/core/test_paths.py",
@@ -505,10 +505,38 @@ MUTANTS = (
         "tests/sevennet/test_magnetism.py",
     ),
     Mutant(
+        "take errors of further quantities in the unit of the label",
+        f"{CORE}/frames/evaluation.py",
+        'f"{quantity.name}_mae": float(np.abs(off).mean() * quantity.error_scale)',
+        'f"{quantity.name}_mae": float(np.abs(off).mean())',
+        "tests/third_party/test_quantities.py",
+    ),
+    Mutant(
+        "batch a further label of each structure as one of each atom",
+        f"{CORE}/frames/batches.py",
+        "rows = len(frame.atoms) if quantity.per_atom else 1",
+        "rows = len(frame.atoms)",
+        "tests/third_party/test_quantities.py",
+    ),
+    Mutant(
+        "let a kind apply everywhere",
+        f"{CORE}/layers/kinds.py",
+        "if kind is not None and (kind.applies is None or kind.applies(model, path)):",
+        "if kind is not None:",
+        "tests/core/test_new_kinds.py",
+    ),
+    Mutant(
+        "reweight the argument beside the weight",
+        f"{CORE}/layers/injection.py",
+        ".index(name) - 1  # without self",
+        ".index(name) - 2  # without self",
+        "tests/core/test_new_kinds.py",
+    ),
+    Mutant(
         "leave moments out of the loss",
         f"{CORE}/training/losses.py",
-        "            loss = loss + self.moments * moments\n",
-        "            pass\n",
+        "if label is None or self.weight(name) == 0:",
+        'if label is None or self.weight(name) == 0 or name == "moments":',
         "tests/sevennet/test_magnetic_training.py",
     ),
     Mutant(

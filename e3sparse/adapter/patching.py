@@ -16,7 +16,8 @@ from e3sparse.adapter.targets import Selection, Targets, select
 from e3sparse.deltas import Delta, Method, make_method
 from e3sparse.errors import ConfigError, PatchError, nearest
 from e3sparse.layers.injection import LayerDeltas
-from e3sparse.layers.layouts import Layout, Species, qualified_name
+from e3sparse.layers.kinds import qualified_name
+from e3sparse.layers.layouts import Layout, Species
 from e3sparse.layers.merging import base_parameter
 
 WRAPPERS = {

@@ -15,7 +15,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from e3sparse.layers.layouts import qualified_name
+from e3sparse.layers.kinds import qualified_name
 
 STATISTICS: set[str] = set()
 """Qualified names of the classes that move buffers of their own in `train()` mode."""

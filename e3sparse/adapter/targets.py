@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from e3sparse.errors import TargetError, nearest
-from e3sparse.layers.layouts import Layout, PassedOver, Species, kind_names, kind_of
+from e3sparse.layers.kinds import PassedOver, kind_names, layers_of_a_kind
+from e3sparse.layers.layouts import Layout, Species
 from e3sparse.layers.merging import base_parameter
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -41,10 +42,7 @@ def candidates(model: nn.Module, species: Species | None = None) -> Selection:
     species = species or Species()
     layers: dict[str, Layout] = {}
     skipped: list[Skipped] = []
-    for path, module in model.named_modules():
-        kind = kind_of(module)
-        if kind is None:
-            continue
+    for path, module, kind in layers_of_a_kind(model):
         try:
             layout = _patchable_layout(module, kind.layout)
         except PassedOver as why:

@@ -50,8 +50,17 @@ def check(
 
     from e3sparse.files import replacing
     from e3sparse.potentials.structure_files import read_structures
-    from e3sparse.symmetry.loading import load_subject
-    from e3sparse.symmetry.suite import CHECKS, run
+
+    try:
+        from e3sparse.symmetry.loading import load_subject
+        from e3sparse.symmetry.suite import CHECKS, run
+    except ModuleNotFoundError as error:
+        if error.name != "hypothesis":
+            raise
+        raise ConfigError(
+            "The checks draw their cases by hypothesis, which is not installed: "
+            "pip install 'e3sparse[symmetry]'."
+        ) from None
 
     if dtype not in ("float32", "float64"):
         raise ConfigError(f"--dtype is float32 or float64, not '{dtype}'.")

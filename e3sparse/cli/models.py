@@ -61,7 +61,6 @@ def evaluate(
     from e3sparse.frames.evaluation import error_table, errors, predict
     from e3sparse.frames.reading import LabelKeys, read_file
     from e3sparse.frames.references import fit_references
-    from e3sparse.symmetry.loading import with_spins
     from e3sparse.training.plausibility import faulty_frames, other_units, said
 
     if e0s not in ("keep", "fit"):
@@ -69,7 +68,10 @@ def evaluate(
     potential = _load(model, backend, head, device, dtype)
     if adapter is not None:
         potential.load_adapter(adapter)
-    potential = with_spins(potential, spins)
+    if spins is not None:
+        from e3sparse.magnetism.saved_layers import with_forces
+
+        potential = with_forces(potential, spins)
     given = {
         "energy": energy_key,
         "forces": forces_key,
@@ -142,7 +144,7 @@ def inspect(
 ) -> None:
     """Show which layers a model has, and what each target would patch."""
     from e3sparse.adapter.targets import candidates, select
-    from e3sparse.layers.layouts import kind_names
+    from e3sparse.layers.kinds import kind_names
 
     potential = _load(model, backend, head, "cpu", None)
     found = candidates(potential.module, potential.species)

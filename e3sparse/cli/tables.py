@@ -16,14 +16,12 @@ out = Console(width=None if sys.stdout.isatty() else 120)
 
 def print_errors(table: "pd.DataFrame", title: str) -> None:
     """Print mean absolute errors, and those of forces and moments by element."""
-    units = {
-        "energy": "meV/atom",
-        "forces": "meV/Å",
-        "stress": "meV/Å³",
-        "moments": "μ_B",
-        "magnetic_forces": "meV/rad",
+    from e3sparse.potentials.quantities import QUANTITIES
+
+    columns = {
+        f"{name}_mae": f"{name} MAE ({quantity.unit_of_error})"
+        for name, quantity in QUANTITIES.items()
     }
-    columns = {f"{name}_mae": f"{name} MAE ({unit})" for name, unit in units.items()}
     columns["sign_errors"] = "moments of the wrong sign (share)"
     main = table[[c for c in columns if c in table]].rename(columns=columns)
     out.print(frame_table(main, title, ".3f"))

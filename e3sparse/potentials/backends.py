@@ -49,6 +49,8 @@ class Prediction(NamedTuple):
         (N, 3) magnetic moments in μ_B, of models that read spins.
     magnetic_forces
         (N, 3) -dE/dS in eV per unit of spin, where they were asked for.
+    others
+        Further quantities by name, shaped as `e3sparse.potentials.quantities` describes them.
     """
 
     energy: Tensor
@@ -57,6 +59,7 @@ class Prediction(NamedTuple):
     geometry: tuple[Tensor, Tensor] | None = None
     moments: Tensor | None = None
     magnetic_forces: Tensor | None = None
+    others: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Features(NamedTuple):

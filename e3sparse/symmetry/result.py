@@ -9,7 +9,7 @@ from ase import Atoms
 
 from e3sparse.potentials.spins import SPINS
 from e3sparse.symmetry.structures import python_code
-from e3sparse.symmetry.tolerances import TOLERANCES
+from e3sparse.symmetry.tolerances import tolerance_of
 
 P = ParamSpec("P")
 Status = Literal["passed", "failed", "skipped", "not claimed"]
@@ -62,10 +62,10 @@ class Result:
     def __str__(self) -> str:
         if self.status == "skipped":
             return f"{self.check}: skipped. {self.reason}"
-        unit = TOLERANCES[self.quantity].unit if self.quantity else ""
+        unit = tolerance_of(self.quantity).unit if self.quantity else ""
         head = (
             f"{self.check}: {self.status}. {self.claim}: {self.quantity} off by {self.error:.2e} "
-            f"of the largest value or {TOLERANCES[self.quantity].floor:g} {unit}".rstrip()
+            f"of the largest value or {tolerance_of(self.quantity).floor:g} {unit}".rstrip()
             + f", tolerance {self.tolerance:.0e}, {self.cases} cases."
         )
         lines = [f"{head} {self.reason}".rstrip()]

@@ -12,6 +12,7 @@ from e3sparse.frames.batches import Batch
 from e3sparse.frames.evaluation import MEV
 from e3sparse.layers.injection import cached
 from e3sparse.potentials.backends import Potential, Prediction
+from e3sparse.potentials.quantities import record_values, values_of
 from e3sparse.training.losses import Loss
 from e3sparse.training.optimizers import FRESH_LR, make_optimizer, set_averaged
 from e3sparse.training.replay import Replay
@@ -171,13 +172,5 @@ class FineTuning(LightningModule):
 
 
 def _detached(predicted: Prediction) -> Prediction:
-    def detach(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value.detach()
-
-    return Prediction(
-        predicted.energy.detach(),
-        predicted.forces.detach(),
-        detach(predicted.stress),
-        moments=detach(predicted.moments),
-        magnetic_forces=detach(predicted.magnetic_forces),
-    )
+    values = {name: value.detach() for name, value in values_of(predicted).items()}
+    return Prediction(**{"stress": None} | record_values(values))

@@ -38,8 +38,8 @@ from e3sparse.layers.layouts import Species
 from e3sparse_mace.acceleration import Acceleration
 from e3sparse_mace.inputs import EMBEDDING, FrameInputs, embedding_energies
 from e3sparse_mace.precision import recompute_coupling
-from e3sparse_mace.products import PRODUCTS
-from e3sparse_mace.reading import (
+from e3sparse_mace.contractions import PRODUCTS
+from e3sparse_mace.model_layers import (
     fed_species,
     radial_layers,
     species_candidates,

@@ -21,7 +21,7 @@ from torch import nn
 
 import e3sparse
 from e3sparse.errors import PatchError
-from e3sparse.layers.layouts import KINDS, LayerKind, PassedOver, register_kind
+from e3sparse.layers.kinds import KINDS, LayerKind, PassedOver, register_kind
 
 
 class Convolution(nn.Module):

@@ -187,6 +187,27 @@ def test_what_is_loaded(code, without, with_):
     assert not found & (without | FRAMEWORKS)
 
 
+@pytest.mark.parametrize(
+    "module",
+    ["magnetism", "frames.evaluation", "training.run", "analysis.report", "cli", "cli.models"],
+)
+def test_nothing_but_the_symmetry_suite_needs_what_draws_cases(module):
+    # The extra `train` installs neither of them.
+    code = (
+        "import sys, torch\n"
+        "torch.serialization.add_safe_globals([slice])\n"
+        "sys.modules.update(hypothesis=None, pytest=None)\n"
+        f"import e3sparse.{module}\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_control_needs_what_draws_cases():
+    code = "import sys; sys.modules.update(hypothesis=None); import e3sparse.symmetry"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "hypothesis" in run.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("name", e3sparse.__all__)
 def test_public_names_are_there(name):
     assert getattr(e3sparse, name) is not None

@@ -9,7 +9,7 @@ from torch import nn
 import e3sparse
 from e3sparse.adapter.targets import select
 from e3sparse.errors import TargetError
-from e3sparse.layers.layouts import KINDS, LayerKind
+from e3sparse.layers.kinds import KINDS, LayerKind
 
 LAYERS = {
     "embedding": "linear",
