@@ -141,6 +141,8 @@ class Kills:
     def __init__(self, place: Path, seed: int) -> None:
         self.seed = seed
         self.project = Project(place / "project")
+        # What a fine-tuning imports and compiles, children have of this process.
+        assert command(*self._arguments(place / "warm")).code == 0
         other = SHARED_MEMORY if SHARED_MEMORY.is_dir() else place
         self._shared = tempfile.TemporaryDirectory(prefix="faults-", dir=other)
         self.places = [place / "tries", Path(self._shared.name)]
@@ -216,9 +218,9 @@ class Kills:
         if "checkpoint" in how:
             _wait_for_writing(folder, rng.randint(1, 6), child.process)
         elif "random" in how:
-            child.process.join(rng.uniform(0.0, self.seconds))
-        if "file event" not in how and child.process.pid is not None:
-            os.kill(child.process.pid, sent)
+            child.process.join(rng.uniform(0.0, 0.95 * self.seconds))
+        if "file event" not in how:
+            child.process.terminate() if sent == signal.SIGTERM else child.process.kill()
         printed, _ = child.ended()
         return "" if printed is None else printed.err
 
@@ -239,7 +241,9 @@ class Kills:
         found = Found("right") if printed.code == 0 else of_refusal(printed)
         if found.outcome == "foreign":
             return Found("foreign", f"--resume: {found.said}")
-        if found.outcome == "named" and not self._same(out):
+        if found.outcome == "named" and self._same(out):
+            found = Found("right")  # it had come to its end
+        elif found.outcome == "named":
             if trained:
                 return Found("lost", f"a training with checkpoints: {found.said}")
             again, _ = Child(arguments, folder).ended()
