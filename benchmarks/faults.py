@@ -106,7 +106,10 @@ def run(
                 append(csv, rows)
                 append(found, faults)
                 seconds = time.monotonic() - start
-                print(f"{name} {first}: {len(numbers)} tries, {len(faults)} faults, {seconds:.0f} s")
+                print(
+                    f"{name} {first}: {len(numbers)} tries, {len(faults)} faults, {seconds:.0f} s",
+                    flush=True,
+                )
 
 
 @app.command()

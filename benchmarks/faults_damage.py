@@ -84,7 +84,7 @@ def missing(files: list[Path], others: Sequence[Path], rng: Random) -> None:
 
 
 def link(files: list[Path], others: Sequence[Path], rng: Random) -> None:
-    """Put a link in the place of a file: dangling, to itself, to a folder, to another; or a pipe."""
+    """Put a link in the place of a file: dangling, to itself, a folder, another; or a pipe."""
     path = rng.choice(files)
     path.unlink()
     kind = rng.choice(["dangling", "loop", "folder", "other", "device", "pipe"])
@@ -221,6 +221,7 @@ DAMAGES: dict[str, Damage] = {
     "deep nesting": deep,
     "tensor header": header,
 }
+
 
 def _some(files: list[Path], rng: Random) -> Path:
     return rng.choice([path for path in files if path.stat().st_size])

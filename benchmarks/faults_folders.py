@@ -7,7 +7,6 @@ from random import Random
 from typing import Any
 from unittest import mock
 
-import torch
 from faults_damage import DAMAGES
 from faults_outcomes import GOOD, Found, Printed, command, of_call, of_command
 from faults_subjects import (

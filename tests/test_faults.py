@@ -1,4 +1,4 @@
-"""Whether benchmarks/faults.py counts what happened: its damages, its judges, and their controls."""
+"""Whether benchmarks/faults.py counts what happened: its damages, its judges, their controls."""
 
 import json
 import os
