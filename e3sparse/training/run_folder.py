@@ -56,6 +56,8 @@ class RunListing(Listing):
         Fingerprint of the base model.
     references
         Energy shifts in eV by atomic number that the run was begun with.
+    settings
+        SHA-256 of `config.yaml`, in which a digit that changed would go unnoticed.
     finished
         Whether it has come to its end.
     """
@@ -64,6 +66,7 @@ class RunListing(Listing):
     inputs: dict[str, str] = Field(default_factory=dict)
     base: str | None = None
     references: dict[int, float] | None = None
+    settings: str | None = None
     finished: bool = False
 
 
@@ -108,6 +111,12 @@ class RunFolder:
                     f"{out} holds a run that has not finished. Give --resume to go on with it, "
                     "--overwrite to replace it, or another --out."
                 )
+        whole = read_listing(_beside(out), LISTING, RunListing)
+        if whole is not None and whole.finished and overwrite:
+            raise ConfigError(
+                f"A run has finished in {_beside(out)}, and was stopped while it took the place "
+                f"of the older one in {out}. This ends that: {resume_command(out)}"
+            )
         check_output(out, LISTING, "a run folder", inputs, overwrite=overwrite)
         older = read_listing(out, LISTING, RunListing)
         folder = cls(out, _beside(out) if older is not None else out)
@@ -157,6 +166,10 @@ class RunFolder:
         """Record the energy references that the run was begun with."""
         self._write(self.listing().model_copy(update={"references": dict(references)}))
 
+    def remember_settings(self) -> None:
+        """Record the contents of `config.yaml`, which a run that goes on is read from."""
+        self._write(self.listing().model_copy(update={"settings": _digest(self.path / CONFIG)}))
+
     def go_on(self, *, base: str, inputs: Mapping[str, str]) -> None:
         """Make ready to go on.
 
@@ -169,6 +182,8 @@ class RunFolder:
         other = [name for name in listing.inputs if inputs.get(name) != listing.inputs[name]]
         if listing.base is not None and listing.base != base and "model" not in other:
             other.append("model")
+        if listing.settings is not None and listing.settings != _digest(self.path / CONFIG):
+            other.append(CONFIG)
         if other:
             raise ConfigError(
                 f"The run in {self.out} was begun with other contents of: {', '.join(other)}. "
@@ -270,8 +285,9 @@ def _number(log: Path) -> int:
 
 def digests(inputs: Mapping[str, Path]) -> dict[str, str]:
     """Return the SHA-256 of each file, by its flag without dashes."""
-    found = {}
-    for flag, path in inputs.items():
-        with path.open("rb") as file:
-            found[flag.lstrip("-")] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {flag.lstrip("-"): _digest(path) for flag, path in inputs.items()}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
