@@ -176,7 +176,8 @@ class RunFolder:
         Raises
         ------
         ConfigError
-            If the run was begun with other files or another base model; the message names them.
+            If the run was begun with other files, settings or another base model, or a log of it
+            is damaged; the message names them.
         """
         listing = self.listing()
         other = [name for name in listing.inputs if inputs.get(name) != listing.inputs[name]]
@@ -189,6 +190,7 @@ class RunFolder:
                 f"The run in {self.out} was begun with other contents of: {', '.join(other)}. "
                 "Put them back as they were to go on, or begin anew with another --out."
             )
+        self.metrics()  # what is wrong with them is said before the training, not after
         for leftover in self.path.rglob(LEFTOVERS):
             leftover.unlink()
         number = 0
@@ -261,8 +263,12 @@ class RunFolder:
         for log in logs:
             try:
                 part = pd.read_csv(log)
-            except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
-                raise ConfigError(f"{log} is damaged or empty.") from None
+            except pd.errors.EmptyDataError:
+                continue  # of a run that was stopped, or whose disk was full, as it wrote this
+            except (pd.errors.ParserError, UnicodeDecodeError):
+                part = pd.DataFrame()
+            if "step" not in part:
+                raise ConfigError(f"{log} is damaged: remove it to do without its steps.")
             if len(part):
                 # What came after the checkpoint from which the run went on was done again.
                 begun = part["step"].min()

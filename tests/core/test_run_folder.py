@@ -79,3 +79,24 @@ def test_a_run_that_was_stopped_while_it_took_its_place(moved, tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert (out / "model.pth").read_text() == "whole"
     assert (out / "notes.txt").read_text() == "mine"
+
+
+def log_of(folder, text):
+    log = folder.path / "logs" / "version_0" / "metrics.csv"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(text)
+    return log
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"step,x\n1,2\n1,2,3,4\n", b"x\n1\n", b"\n\n,\n1"])
+def test_damaged_logs_are_named_before_the_training(text, tmp_path):
+    log = log_of(begun(tmp_path / "run"), text)
+    with pytest.raises(ConfigError, match="remove it to do without its steps"):
+        go_on(tmp_path / "run")
+    log.unlink()
+    go_on(tmp_path / "run")
+
+
+def test_a_log_that_was_never_written_is_no_obstacle(tmp_path):
+    log_of(begun(tmp_path / "run"), b"")
+    assert go_on(tmp_path / "run").metrics().empty
