@@ -31,7 +31,7 @@ GADGETS: dict[str, Callable[[str], tuple[str, str, tuple[Any, ...]]]] = {
     "__builtin__.eval": lambda mark: ("__builtin__", "eval", (f"open({mark!r}, 'w')",)),
     "os.mkdir": lambda mark: ("os", "mkdir", (mark,)),
     "shutil.copy": lambda mark: ("shutil", "copy", ("/etc/hostname", mark)),
-    "timeit.timeit": lambda mark: ("timeit", "timeit", (_code(mark), "pass")),
+    "timeit.timeit": lambda mark: ("timeit", "timeit", ("pass", _code(mark))),
     "cProfile.run": lambda mark: ("cProfile", "run", (_code(mark),)),
     "pydoc.pipepager": lambda mark: ("pydoc", "pipepager", ("", f"touch {mark}")),
     "pickle.loads": lambda mark: ("pickle", "loads", (_reduce("os", "mkdir", (mark,)),)),
