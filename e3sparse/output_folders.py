@@ -6,7 +6,7 @@ removed: whatever else lies in the folder is somebody's.
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -132,7 +132,7 @@ def remove_listed(folder: Path, name: str, listing: Listing) -> None:
         if leftover.is_file() and not _through_link(folder, leftover):
             leftover.unlink()
     (folder / name).unlink(missing_ok=True)
-    _remove_empty(folder, listing.files)
+    _remove_empty(folder, {p for file in listing.files for p in PurePosixPath(file).parents})
 
 
 def _through_link(folder: Path, path: Path) -> bool:
@@ -140,8 +140,7 @@ def _through_link(folder: Path, path: Path) -> bool:
     return any((folder / part).is_symlink() for part in between if part != Path("."))
 
 
-def _remove_empty(folder: Path, files: Iterable[str]) -> None:
-    inside = {parent for file in files for parent in PurePosixPath(file).parents}
+def _remove_empty(folder: Path, inside: Iterable[PurePath]) -> None:
     # The longest first; `.` is the folder itself.
     for part in sorted(inside, key=lambda p: len(p.parts), reverse=True):
         path = folder / part
@@ -180,4 +179,5 @@ def exchange(new: Path, old: Path, name: str) -> None:
         if (new / file).is_file():
             (old / file).parent.mkdir(parents=True, exist_ok=True)
             os.replace(new / file, old / file)
-    _remove_empty(new, finished.files)
+    # A part of a run that had nothing left to do leaves a folder for a log, and no log.
+    _remove_empty(new, [path.relative_to(new) for path in new.rglob("*") if path.is_dir()])

@@ -146,6 +146,7 @@ def finetune(
         folder.start(potential.suffix, base=base, inputs=made_of)
         folder.remember_references(references)
         write_config(folder.path, config, potential)
+        folder.remember_settings()
 
     module = FineTuning(
         potential,
