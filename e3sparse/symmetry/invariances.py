@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from e3sparse.potentials.single_points import Evaluation
 from e3sparse.potentials.spins import SPINS
-from e3sparse.symmetry.check import Check, Drawing, compare, lone_atom
+from e3sparse.symmetry.check import Check, Drawing, compare, knows_no_cells, lone_atom
 from e3sparse.symmetry.rotations import Orthogonal, rotations
 from e3sparse.symmetry.search import Case, Errors
 from e3sparse.symmetry.subjects import Subject
@@ -185,6 +185,7 @@ check_periodic_images = Check(
     "the same crystal by other images of its atoms and another choice of its cell",
     _image_cases,
     _images,
+    knows_no_cells,
 )
 
 _REPEATS = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (3, 1, 1)]
@@ -216,6 +217,7 @@ check_supercell = Check(
     "n copies of a cell have n times its energy, and its forces and stress",
     _supercell_cases,
     _supercell,
+    knows_no_cells,
 )
 
 
