@@ -19,36 +19,56 @@ Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 EVERYTHING = ("all", "everything")
 
 
+UNKNOWN = "of no kind that e3sparse knows"
+"""Why a module that owns parameters gets no delta."""
+
+
 @dataclass(frozen=True)
 class Skipped:
-    """A layer of a known kind that gets no delta, and why."""
+    """A module with parameters that gets no delta, and why.
+
+    Attributes
+    ----------
+    path, reason
+        Where it is, and why it is passed over.
+    kind
+        Its layer kind; its class if it is of none that is known.
+    parameters
+        How many it owns.
+    """
 
     path: str
     kind: str
     reason: str
+    parameters: int = 0
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What `targets` picked: layouts by module path, and the layers passed over."""
+    """What `targets` picked: layouts by module path, and all else that owns parameters."""
 
     layers: dict[str, Layout]
     skipped: tuple[Skipped, ...]
 
 
 def candidates(model: nn.Module, species: Species | None = None) -> Selection:
-    """Find every layer of a known kind, whether or not it will be patched."""
+    """Find every layer of a known kind, and every module of another one that owns parameters."""
     species = species or Species()
     layers: dict[str, Layout] = {}
     skipped: list[Skipped] = []
+    seen: list[str] = []
     for path, module in model.named_modules():
         kind = kind_of(module)
         if kind is None:
+            own = sum(p.numel() for p in module.parameters(recurse=False))
+            if own and not any(path.startswith(f"{layer}.") for layer in seen):
+                skipped.append(Skipped(path, type(module).__name__, UNKNOWN, own))
             continue
+        seen.append(path)
         try:
             layout = _patchable_layout(module, kind.layout)
         except PassedOver as why:
-            skipped.append(Skipped(path, kind.name, str(why)))
+            skipped.append(Skipped(path, kind.name, str(why), _parameters(module)))
             continue
         if path in species.axes:
             axis = species.axes[path]
@@ -119,11 +139,30 @@ def select(model: nn.Module, targets: Targets, species: Species | None = None) -
     layers = {path: layout for path, layout in found.layers.items() if path in chosen}
     _refuse_shared_weights(model, layers)
     left_out = tuple(
-        Skipped(path, layout.kind, "not among the targets")
+        Skipped(path, layout.kind, "not among the targets", _parameters(model.get_submodule(path)))
         for path, layout in found.layers.items()
         if path not in chosen
     )
     return Selection(layers, left_out + found.skipped)
+
+
+def passed_over(skipped: Sequence[Skipped], parameters: int) -> list[str]:
+    """Return a line for each kind and reason: how many modules, their share of `parameters`."""
+    groups: dict[tuple[str, str], list[Skipped]] = {}
+    for skip in skipped:
+        groups.setdefault((skip.kind, skip.reason), []).append(skip)
+    lines = []
+    for (kind, reason), group in groups.items():
+        own = sum(skip.parameters for skip in group)
+        share = f", {own / parameters:.1%} of the parameters" if own and parameters else ""
+        shown = ", ".join(skip.path or "the model itself" for skip in group[:3])
+        more = ", …" if len(group) > 3 else ""
+        lines.append(f"{len(group)} x {kind}: {reason}{share} ({shown}{more})")
+    return lines
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _patchable_layout(module: nn.Module, layout: Callable[[nn.Module], Layout]) -> Layout:
@@ -167,7 +206,7 @@ def _refuse_shared_weights(model: nn.Module, layers: dict[str, Layout]) -> None:
 def _holdings(found: Selection) -> str:
     counts = Counter(layout.kind for layout in found.layers.values())
     if not counts:
-        reasons = sorted({f"{s.kind}: {s.reason}" for s in found.skipped})
+        reasons = sorted({f"{s.kind}: {s.reason}" for s in found.skipped if s.reason != UNKNOWN})
         tail = f" Layers passed over: {'; '.join(reasons)}." if reasons else ""
         return "The model holds no layer of a kind that e3sparse knows." + tail
     kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
