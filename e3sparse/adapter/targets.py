@@ -17,6 +17,8 @@ Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 """A layer kind, `"everything"`, a glob or regex on module paths, a list, or a callable."""
 
 EVERYTHING = ("all", "everything")
+WEIGHTS = ("internal", "external")
+"""Whose the weights of a layer are, as in `"tp:internal"`."""
 
 
 UNKNOWN = "of no kind that e3sparse knows"
@@ -98,7 +100,9 @@ def select(model: nn.Module, targets: Targets, species: Species | None = None) -
     model
         Any module tree with e3nn layers.
     targets
-        `"linear"`, `"fctp"`, `"tp"`, `"mlp"`, or another registered kind; `"everything"` or
+        `"linear"`, `"fctp"`, `"tp"`, `"mlp"`, or another registered kind, of which
+        `"tp:internal"` means the layers that own their weights and `"tp:external"` those that
+        are given them, as convolutions are by a radial network; `"everything"` or
         `"all"` for all kinds (a backend may have a narrower `"all"`); a glob or a regular
         expression on module paths (a path picks everything below it); a list of such; or a
         callable `(path, module) -> bool`. A name that is both means the kind, if the model has
@@ -123,14 +127,19 @@ def select(model: nn.Module, targets: Targets, species: Species | None = None) -
     else:
         chosen, held = set(), {layout.kind for layout in found.layers.values()}
         for pattern in [targets] if isinstance(targets, str) else targets:
-            if pattern in held:
-                matches = {path for path, layout in found.layers.items() if layout.kind == pattern}
+            kind, _, weights = pattern.partition(":")
+            if kind in held and weights in ("", *WEIGHTS):
+                matches = {
+                    path
+                    for path, layout in found.layers.items()
+                    if layout.kind == kind and weights in ("", WEIGHTS[layout.external])
+                }
             else:
                 matches = {path for path in found.layers if _matches(pattern, path)}
             if not matches:
                 known = [*EVERYTHING, *held, *found.layers]
                 says = f"targets='{pattern}' matches no layer that can be patched."
-                if pattern in kind_names():
+                if kind in kind_names():
                     raise TargetError(f"{says} {_holdings(found)}")
                 raise TargetError(f"{says}{nearest(pattern, known)} {_holdings(found)}")
             chosen |= matches

@@ -100,6 +100,19 @@ def test_targets_that_match_nothing(targets, says):
         select(network(), targets)
 
 
+def test_a_kind_is_narrowed_to_layers_with_weights_of_their_own():
+    assert set(select(network(), "tp").layers) == {"conv", "mixed"}
+    assert set(select(network(), "tp:internal").layers) == {"mixed"}
+    assert set(select(network(), "tp:external").layers) == {"conv"}
+    assert set(select(network(), ["linear:internal", "tp:internal"]).layers) == {
+        *of_kind("linear"),
+        "mixed",
+    }
+    for nothing in ("linear:external", "tp:extern"):
+        with pytest.raises(TargetError, match=f"targets='{nothing}' matches no layer"):
+            select(network(), nothing)
+
+
 @pytest.mark.parametrize("targets", [[], ()])
 def test_an_empty_list_of_targets_matches_nothing(targets):
     with pytest.raises(TargetError, match="The model holds 1 fctp"):
