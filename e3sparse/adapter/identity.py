@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from e3sparse.adapter.fingerprint import base_parameters
 from e3sparse.adapter.statistics import as_float32, statistics
 from e3sparse.layers.injection import SUBMODULE
-from e3sparse.layers.layouts import KINDS, qualified_name
+from e3sparse.layers.kinds import KINDS, qualified_name
 
 _OF_THE_GROUP = ("e3nn.", "cuequivariance", "openequivariance")
 _WHOLE_MODELS = "e3nn.nn.models."

@@ -1,6 +1,7 @@
 """Putting adapters on a model, finding them there, and merging all of them."""
 
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from e3sparse.errors import ConfigError, PatchError, nearest
 from e3sparse.layers.injection import LayerDeltas
 from e3sparse.layers.kinds import qualified_name
 from e3sparse.layers.layouts import Layout, Species
-from e3sparse.layers.merging import base_parameter
+from e3sparse.layers.merging import base_parameter, check_fold
 
 WRAPPERS = {
     "torch.nn.parallel.data_parallel.DataParallel": "module",
@@ -115,6 +116,12 @@ def patch(
         path: made.delta(layout, weight_like(path, layout), generator)
         for path, layout in selection.layers.items()
     }
+    if reasons := _hindrances(model, selection, fold_into or {}):
+        warnings.warn(
+            f"{len(reasons)} of {len(deltas)} patched layers cannot be merged, so that this "
+            f"adapter can be saved and not folded into the weights. {reasons[0]}",
+            stacklevel=2,
+        )
     return install(
         model,
         name,
@@ -128,6 +135,17 @@ def patch(
         constants=constants,
         moving_statistics=moving_statistics,
     )
+
+
+def _hindrances(model: nn.Module, selection: Selection, fold_into: Mapping[str, str]) -> list[str]:
+    """Return why layers cannot be merged, one sentence each."""
+    reasons = []
+    for path, layout in selection.layers.items():
+        try:
+            check_fold(model, path, layout, fold_into)
+        except PatchError as error:
+            reasons.append(str(error))
+    return reasons
 
 
 def install(

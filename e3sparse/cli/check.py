@@ -107,7 +107,7 @@ def check(
     )
     for result in results:
         if result.status == "failed":
-            out.print(escape(f"\n{result}"))
+            out.print(escape(f"\n{result.message()}"))
         elif result.reason and result.status != "passed":
             out.print(escape(f"{result.check}: {result.status}. {result.reason}"))
     if json is not None:

@@ -1,6 +1,5 @@
 """`e3sparse evaluate`, `merge` and `inspect`: what can be done with a model file."""
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -143,7 +142,7 @@ def inspect(
     head: HeadOption = None,
 ) -> None:
     """Show which layers a model has, and what each target would patch."""
-    from e3sparse.adapter.targets import candidates, select
+    from e3sparse.adapter.targets import candidates, passed_over, select
     from e3sparse.layers.kinds import kind_names
 
     potential = _load(model, backend, head, "cpu", None)
@@ -179,9 +178,8 @@ def inspect(
             path, layout.kind, f"{layout.numel:,}", "" if axis is None else str(axis), layout.irreps
         )
     out.print(listing)
-    reasons = Counter(f"{s.kind}: {s.reason}" for s in found.skipped)
-    for reason, count in reasons.items():
-        out.print(f"Passed over, {count} x {reason}")
+    for line in passed_over(picked.skipped, parameters):
+        out.print(f"Passed over: {line}", markup=False, soft_wrap=True)
 
 
 def _load(

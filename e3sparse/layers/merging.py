@@ -42,7 +42,7 @@ def fold_factors(
             f"The path weights of '{path}' come from outside, so its delta can only be folded "
             "into the last linear layer of the network that makes them, and that layer is not "
             "known. Name it with patch(…, fold_into={'" + path + "': 'path.of.last.layer'}), or "
-            "leave that layer out of the targets."
+            "leave it out of the targets ('tp:internal' picks products that own their weights)."
         )
     last = fold_into[path]
     try:
@@ -86,7 +86,7 @@ def check_fold(
     """
     if not layout.external:
         return
-    like = next(model.parameters()) if delta is None else delta
+    like = next(model.parameters(), torch.empty(0)) if delta is None else delta
     factor = torch.ones(layout.numel, dtype=like.dtype, device=like.device)
     flat = None if delta is None else delta.reshape(-1)
     factors = fold_factors(model, path, factor if flat is None else factor + flat, fold_into)

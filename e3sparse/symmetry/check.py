@@ -42,7 +42,8 @@ class Drawing:
     def structures(
         self, *, periodic: bool | None = None, min_atoms: int = 1, max_atoms: int = 30
     ) -> st.SearchStrategy[Atoms]:
-        """Draw structures, with spins if the model reads them."""
+        """Draw structures, with spins if the model reads them, in cells if it knows them."""
+        periodic = periodic if self.subject.periodic else False
         most = min(max_atoms, self.max_atoms)
         drawn = structures(
             self.subject.numbers,
@@ -62,6 +63,11 @@ class Drawing:
 
 def _always(subject: Subject) -> Reason:
     return None
+
+
+def knows_no_cells(subject: Subject) -> Reason:
+    """Say why a check of crystals does not apply, or None."""
+    return None if subject.periodic else "It knows no cells."
 
 
 @dataclass(frozen=True)

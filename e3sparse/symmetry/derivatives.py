@@ -8,7 +8,7 @@ from ase import Atoms
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from e3sparse.symmetry.check import Check, Drawing, lone_atom
+from e3sparse.symmetry.check import Check, Drawing, knows_no_cells, lone_atom
 from e3sparse.symmetry.search import Case, Errors
 from e3sparse.symmetry.structures import directions
 from e3sparse.symmetry.subjects import Subject
@@ -200,6 +200,8 @@ def _stress(subject: Subject, atoms: Atoms, strain: Array) -> Errors:
 
 
 def _no_stress(subject: Subject) -> str | None:
+    if reason := knows_no_cells(subject):
+        return reason
     cube = lone_atom(subject)
     cube.set_cell([2.5] * 3)
     cube.pbc = True

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from e3sparse.potentials.quantities import Quantity
 from e3sparse.potentials.single_points import Array, Evaluation
 from e3sparse.potentials.spins import SPINS
-from e3sparse.symmetry.check import Check, Drawing, compare, each, lone_atom, turned
+from e3sparse.symmetry.check import Check, Drawing, compare, each, knows_no_cells, lone_atom, turned
 from e3sparse.symmetry.rotations import Orthogonal, rotations
 from e3sparse.symmetry.search import Case, Errors
 from e3sparse.symmetry.subjects import Subject
@@ -170,6 +170,7 @@ check_periodic_images = Check(
     "the same crystal by other images of its atoms and another choice of its cell",
     _image_cases,
     _images,
+    knows_no_cells,
 )
 
 _REPEATS = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (3, 1, 1)]
@@ -196,6 +197,7 @@ check_supercell = Check(
     "n copies of a cell have n times its energy, and its forces and stress",
     _supercell_cases,
     _supercell,
+    knows_no_cells,
 )
 
 

@@ -1,5 +1,6 @@
 """What a check found, and the inputs that reproduce its worst case."""
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, ParamSpec
@@ -13,6 +14,9 @@ from e3sparse.symmetry.tolerances import tolerance_of
 
 P = ParamSpec("P")
 Status = Literal["passed", "failed", "skipped", "not claimed"]
+
+_LONGEST = 2000
+"""Characters of a counterexample that are printed; longer ones are written to a file."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,23 @@ class Result:
         )
         lines = [f"{head} {self.reason}".rstrip()]
         if self.status == "failed":
-            lines += ["Simplest case found:", self.reproduction()]
+            code = self.reproduction()
+            left = len(code) - _LONGEST
+            cut = f"\n… and {left:,} characters more" if left > 0 else ""
+            lines += ["Simplest case found:", code[:_LONGEST] + cut]
         return "\n".join(lines)
+
+    def message(self) -> str:
+        """Return the result as text, with a long counterexample whole in a file that it names."""
+        code = self.reproduction()
+        if self.status != "failed" or len(code) <= _LONGEST:
+            return str(self)
+        name = self.check.replace(" ", "-")
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", prefix=f"e3sparse-{name}-", suffix=".py", delete=False
+        ) as file:
+            file.write(f"{code}\n")
+        return f"{self}; the whole is in {file.name}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as JSON types; infinite errors become None."""
@@ -114,7 +133,7 @@ def asserting(check: Callable[P, Result]) -> Callable[P, None]:
     def assertion(*args: P.args, **kwargs: P.kwargs) -> None:
         result = check(*args, **kwargs)
         if not result.ok:
-            raise AssertionError(str(result))
+            raise AssertionError(result.message())
 
     assertion.__doc__ = (
         f"Raise what the check finds; its parameters are those of the check.\n\n{check.__doc__}"
