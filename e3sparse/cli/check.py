@@ -15,6 +15,7 @@ from e3sparse.cli.options import (
     HeadOption,
     ModelArgument,
     SpinsOption,
+    TrustOption,
 )
 from e3sparse.cli.tables import out
 from e3sparse.errors import ConfigError
@@ -43,6 +44,7 @@ def check(
     dtype: Annotated[
         str, typer.Option(help="float64, which tests float32 too, or float32 alone.")
     ] = "float64",
+    trust_model: TrustOption = False,
     json: Annotated[Path | None, typer.Option(help="Write the results here too.")] = None,
 ) -> None:
     """Test the symmetries of a model; exit code 1 if one that it promises is broken."""

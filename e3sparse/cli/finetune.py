@@ -15,6 +15,7 @@ from e3sparse.cli.options import (
     MomentsKey,
     SpinKey,
     StressKey,
+    TrustOption,
 )
 from e3sparse.cli.tables import out, print_errors
 from e3sparse.errors import ConfigError
@@ -191,6 +192,7 @@ def finetune(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="(default 0)", rich_help_panel=_TRAINING)] = None,
+    trust_model: TrustOption = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder.")

@@ -18,6 +18,7 @@ from e3sparse.cli.options import (
     SpinKey,
     SpinsOption,
     StressKey,
+    TrustOption,
 )
 from e3sparse.cli.tables import out, print_errors
 from e3sparse.errors import ConfigError, TargetError
@@ -50,6 +51,7 @@ def evaluate(
             help="Leave out frames that cannot be used or are nothing like the rest.",
         ),
     ] = False,
+    trust_model: TrustOption = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures here too.")] = None,
 ) -> None:
     """Print the errors of a model on labelled frames, per file and per element.
@@ -117,6 +119,7 @@ def merge(
     out_: Annotated[Path, typer.Option("--out", help="Model file to write.")],
     backend: BackendOption = None,
     head: HeadOption = None,
+    trust_model: TrustOption = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Fold adapters into their base model and write an ordinary model file."""
@@ -140,6 +143,7 @@ def inspect(
     ] = None,
     backend: BackendOption = None,
     head: HeadOption = None,
+    trust_model: TrustOption = False,
 ) -> None:
     """Show which layers a model has, and what each target would patch."""
     from e3sparse.adapter.targets import candidates, passed_over, select

@@ -5,6 +5,7 @@ entry-point group `e3sparse.backends`. Everything else in e3sparse works through
 """
 
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,9 +23,10 @@ from e3sparse.adapter.handle import Adapter
 from e3sparse.adapter.patching import patch
 from e3sparse.adapter.targets import Targets
 from e3sparse.deltas import Method
-from e3sparse.errors import ConfigError, nearest
+from e3sparse.errors import ConfigError, E3SparseError, nearest
 from e3sparse.layers.faster_products import Acceleration
 from e3sparse.layers.layouts import Species
+from e3sparse.potentials.trust import look, trusting
 
 GROUP = "e3sparse.backends"
 
@@ -248,9 +250,22 @@ class Potential(ABC):
 
 
 class Backend(ABC):
-    """How models of one framework are recognised and loaded."""
+    """How models of one framework are recognised and loaded.
+
+    Attributes
+    ----------
+    name
+        As in the entry point.
+    layers
+        Packages whose layers a model file may hold, such as `"mace.modules."`.
+    pickled
+        Other names that a model file may import, with their modules; see
+        `e3sparse.potentials.trust`.
+    """
 
     name: ClassVar[str]
+    layers: ClassVar[Sequence[str]] = ()
+    pickled: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
     def model_names(self) -> Sequence[str]:
@@ -285,11 +300,12 @@ class Backend(ABC):
 
 def pickle_mentions(path: Path, word: bytes) -> bool:
     """Whether a file that torch saved holds a word; nothing is unpickled to find out."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            return any(word in archive.read(name) for name in pickles)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, ValueError):
         return False
-    with zipfile.ZipFile(path) as archive:
-        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        return any(word in archive.read(name) for name in pickles)
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -328,16 +344,40 @@ def load_potential(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     head: str | None = None,
+    trust: bool = False,
 ) -> Potential:
     """Load a model by name or path with the backend that knows it.
+
+    Parameters
+    ----------
+    trust
+        Load a file whatever it would run. Otherwise it is looked through first; see
+        `e3sparse.potentials.trust`.
 
     Raises
     ------
     ConfigError
-        If `model` is neither a name that an installed backend knows nor a file of one.
+        If `model` is neither a name that an installed backend knows nor a file of one, or the file
+        is damaged or would run what no model needs.
     """
-    if backend is not None:
-        return get_backend(backend).load(model, device=device, dtype=dtype, head=head)
+    found = get_backend(backend) if backend is not None else _backend_of(model)
+    try:
+        with trusting() if trust else nullcontext():
+            look(Path(model), found.layers, found.pickled)
+        return found.load(model, device=device, dtype=dtype, head=head)
+    except E3SparseError:
+        raise
+    except Exception as error:
+        if not Path(model).exists():
+            raise
+        said = str(error).strip().splitlines()
+        raise ConfigError(
+            f"'{model}' cannot be loaded as a model of {found.name} ({type(error).__name__}: "
+            f"{said[0] if said else 'no message'}). Is the file whole, and of this framework?"
+        ) from error
+
+
+def _backend_of(model: str) -> Backend:
     names: list[str] = []
     for candidate in installed():
         try:
@@ -347,12 +387,12 @@ def load_potential(
         names += found.model_names()
         path = Path(model)
         if found.knows(model) or (path.is_file() and found.recognises(path)):
-            return found.load(model, device=device, dtype=dtype, head=head)
+            return found
     if Path(model).is_file():
         raise ConfigError(
             f"'{model}' is no model file of an installed backend "
-            f"({', '.join(installed()) or 'none is installed'}). Name one with --backend to see "
-            "why it cannot read the file."
+            f"({', '.join(installed()) or 'none is installed'}), or is damaged. Name one with "
+            "--backend to see why it cannot read the file."
         )
     raise ConfigError(
         f"'{model}' is neither a file nor a model name.{nearest(model, names)} "

@@ -233,6 +233,11 @@ class MACEBackend(Backend):
     """Models of the `mace` package."""
 
     name: ClassVar[str] = "mace"
+    layers: ClassVar[Sequence[str]] = ("mace.modules.",)
+    pickled: ClassVar[Sequence[str]] = (
+        "mace.modules.wrapper_ops.CuEquivarianceConfig",
+        "mace.modules.wrapper_ops.OEQConfig",
+    )
 
     def model_names(self) -> Sequence[str]:
         return (*_OFF, *_MP)
