@@ -29,14 +29,15 @@ def effective_weights(model: nn.Module) -> dict[str, Tensor]:
     if state is None:
         return weights
     external: list[tuple[str, LayerDeltas]] = []
-    for path, module in model.named_modules():
-        deltas = module._modules.get(SUBMODULE)
+    for name, deltas in model.named_modules():
         if not isinstance(deltas, LayerDeltas):
             continue
-        layout, prefix = deltas.layout, f"{path}." if path else ""
-        own = {name: base_parameter(module, name) for name in layout.parameters}
+        layout, prefix = deltas.layout, name.removesuffix(SUBMODULE)
+        own: dict[str, Tensor] = {
+            name: base_parameter(model, f"{prefix}{name}") for name in layout.parameters
+        }
         if layout.external:
-            external.append((path, deltas))
+            external.append((prefix.removesuffix("."), deltas))
         elif layout.parts:
             summed = deltas.added_to_parts(own)
             weights |= {f"{prefix}{name}": weight for name, weight in summed.items()}
