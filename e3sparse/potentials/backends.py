@@ -26,6 +26,7 @@ from e3sparse.deltas import Method
 from e3sparse.errors import ConfigError, E3SparseError, nearest
 from e3sparse.layers.faster_products import Acceleration
 from e3sparse.layers.layouts import Species
+from e3sparse.potentials.converted import Converted
 from e3sparse.potentials.trust import look, trusting
 
 GROUP = "e3sparse.backends"
@@ -125,6 +126,8 @@ class Potential(ABC):
         Whether it reads spins, and whether these may feel the lattice.
     accelerate
         Whether `forward` may evaluate in a faster way than the framework does.
+    form
+        The form of another library that `forward` evaluates instead; see `accelerate_by`.
     frame_inputs
         Keys of `info` or `arrays` that the model reads of a frame besides its structure.
     """
@@ -142,6 +145,7 @@ class Potential(ABC):
     magnetic: bool = False
     spin_orbit: bool = True
     accelerate: bool = True
+    form: Converted | None = None
     frame_inputs: Sequence[str] = ()
     _generated: Acceleration | None = None
 
@@ -189,6 +193,40 @@ class Potential(ABC):
         if self._generated is None or self._generated.model is not self.module:
             self._generated = Acceleration(self.module)
         return self._generated()
+
+    def forms(self) -> Mapping[str, Callable[[], Converted]]:
+        """Return how the model is converted to each library that its framework can use."""
+        return {}
+
+    def accelerate_by(self, way: str) -> None:
+        """Choose how `forward` evaluates.
+
+        Parameters
+        ----------
+        way
+            `"auto"` for what `accelerate` does, `"none"` for the framework's own way, or the name
+            of a library: `"cueq"`, say. Adapters, merges and saved models are the same with all.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such way for this model, or it does not work here.
+        """
+        forms = self.forms()
+        ways = ("auto", "none", *forms)
+        if way not in ways:
+            raise ConfigError(
+                f"{self.name} cannot be accelerated by '{way}'.{nearest(way, ways)} There are: "
+                f"{', '.join(ways)}."
+            )
+        self.accelerate = way != "none"
+        self.form = forms[way]() if way in forms else None
+
+    def evaluated(self) -> nn.Module:
+        """Return what `forward` calls: the model, or its form of another library."""
+        if self.form is None or self.form.original is not self.module:
+            return self.module
+        return self.form
 
     def fresh_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of layers that are no part of the base model: trained in full."""
