@@ -64,6 +64,13 @@ class FinetuneConfig(BaseModel):
         Length of the training; `max_steps` counts if it is given.
     patience
         Validations without a better one after which to stop; None to go to the end.
+    recover
+        Whether a training whose losses or validations leave all bounds goes back to an earlier
+        state and on at half the learning rate (`e3sparse.training.recovery`); else it ends only
+        when the loss is no finite number.
+    allow_worse
+        Whether a model may be written whose loss on the validation frames is higher than the base
+        model's; else that is an error.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -108,6 +115,8 @@ class FinetuneConfig(BaseModel):
     optimizer: str = "schedule_free"
     loss: Loss = Loss()
     patience: int | None = Field(None, ge=1)
+    recover: bool = True
+    allow_worse: bool = False
     seed: int = Field(0, ge=0)
 
     out: Path = Path("run")

@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,16 @@ def _versions() -> dict[str, str]:
 
 
 def write_results(
-    folder: Path, table: pd.DataFrame, adapter: Adapter | None, potential: Potential
+    folder: Path,
+    table: pd.DataFrame,
+    adapter: Adapter | None,
+    potential: Potential,
+    setbacks: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write errors and counts."""
+    """Write errors, counts, and where the training went back to (`training.recovery`)."""
     with replacing(folder / "results.csv") as temporary:
         table.to_csv(temporary, index_label="split")
-    summary: dict[str, Any] = {"errors": table.to_dict(orient="index")}
+    summary: dict[str, Any] = {"errors": table.to_dict(orient="index"), "setbacks": list(setbacks)}
     if adapter is not None:
         counts = adapter.sparsity()
         summary["sparsity"] = {
