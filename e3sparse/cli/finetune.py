@@ -56,6 +56,14 @@ def finetune(
             rich_help_panel=_DATA,
         ),
     ] = None,
+    refit_e0s: Annotated[
+        bool,
+        typer.Option(
+            "--refit-e0s/--no-refit-e0s",
+            help="Fit the references that were fitted once more after training.",
+            rich_help_panel=_DATA,
+        ),
+    ] = True,
     skip_faulty: Annotated[
         bool,
         typer.Option(
@@ -237,6 +245,7 @@ def finetune(
         "devices": devices,
         "dtype": dtype,
         "e0s": e0s,
+        "refit_e0s": None if refit_e0s else False,
         "skip_faulty": skip_faulty or None,
         "energy_only": energy_only or None,
         "check_units": None if check_units else False,

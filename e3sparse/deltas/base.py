@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from math import inf
 from typing import Any, ClassVar
 
 import numpy as np
@@ -63,6 +64,11 @@ class Method(BaseModel, ABC):
     def rate(self, progress: float) -> float:
         """Return by what the learning rates of `param_groups` are multiplied at `progress`."""
         return 1.0
+
+    @property
+    def largest_lr(self) -> float:
+        """Up to which `rate` may raise a learning rate; one that is above it is left as it is."""
+        return inf
 
     def settled(self, progress: float) -> bool:
         """Whether the schedule has come to the final sparsity at `progress`."""

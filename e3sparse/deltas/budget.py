@@ -72,7 +72,10 @@ class Budget(Method):
 
     The learning rate is that of the start, when all entries are trained. It grows as a power of the
     share of entries that are left: by `growth` of 1/2 a step of Adam has the same Euclidean length
-    at the end as at the start, by 1 the same sum of moves, though fewer entries make them.
+    at the end as at the start, by 1 the same sum of moves, though fewer entries make them. Path
+    weights are of the size of 1, as e3nn normalises them, and a step of Adam moves an entry by the
+    learning rate: at more than `largest_lr` each step undoes what the weight was, and trainings
+    explode.
 
     Attributes
     ----------
@@ -92,6 +95,8 @@ class Budget(Method):
     growth
         The learning rate is multiplied by the kept share to the power of -`growth`, if
         `Adapter.step` is given the optimizer; 0 leaves it as it is.
+    largest_lr
+        The learning rate grows no further than that.
     beta2
         Of an Adam: how slowly it forgets the squares of gradients. At 0.999 it learns too late that
         they have grown, which a learning rate that grows does not forgive.
@@ -106,6 +111,7 @@ class Budget(Method):
     memory: float = Field(30.0, ge=1)
     weight_decay: float = Field(0.0, ge=0)
     growth: float = Field(0.75, ge=0, le=1)
+    largest_lr: float = Field(1.0, gt=0)
     beta2: float = Field(0.99, ge=0, lt=1)
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """Errors of a potential on labelled frames."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -38,6 +38,11 @@ class Predictions:
     stress: list[Array | None]  # (3, 3) each
     moments: list[Array | None]  # (atoms, 3) each
     magnetic_forces: list[Array | None]  # (atoms, 3) each, eV per radian
+
+    def shifted(self, frames: Sequence[Frame], references: Mapping[int, float]) -> "Predictions":
+        """Return those of the same model with other energy references: these added, in eV."""
+        offsets = np.array([reference_energy(frame, references) for frame in frames])
+        return replace(self, energy=self.energy + offsets)
 
     def of(self, numbers: Sequence[int]) -> "Predictions":
         """Return those for some of the frames."""

@@ -60,6 +60,9 @@ class FinetuneConfig(BaseModel):
         others by least squares on the training frames. `"keep"`: the base model's references.
         Isolated atoms are neither trained nor tested on, in whichever file they are: without
         neighbours there is no force to learn, and only those of `train` are references.
+    refit_e0s
+        Whether fitted references are fitted once more after training, to what is left on `train`
+        between labels and the trained model; those of isolated atoms stay.
     epochs, max_steps
         Length of the training; `max_steps` counts if it is given.
     patience
@@ -95,6 +98,7 @@ class FinetuneConfig(BaseModel):
     method: str = "budget"
     method_settings: dict[str, Any] = Field(default_factory=dict)
     e0s: Literal["keep", "fit"] = "fit"
+    refit_e0s: bool = True
 
     magnetic: bool = False
     spin_orbit: bool = False

@@ -19,8 +19,8 @@ from e3sparse.training.progress import RunProgress
 
 _FAR_OFF = 3.0
 """A validation is no step of a good training if its loss is so many times the base model's."""
-_SAME = 1.001
-"""Losses of one model in one precision and another differ by less."""
+_WORSE = 1.02
+"""Some frames cannot tell that a model is worse by less than this factor."""
 _JUMP, _RUNNING, _HISTORY, _KNOWN = 10.0, 3, 50, 10
 """So many losses running, each that many times the median of those before them, which are at most
 and at least so many. Steps differ by what their frames are, so one alone says nothing."""
@@ -179,8 +179,8 @@ class Recovery(Callback):
 
 
 def no_worse(loss: float, base_loss: float) -> bool:
-    """Whether a model is at least as good as the base model by its loss, to rounding."""
-    return loss <= _SAME * base_loss + 1e-12
+    """Whether a model is as good as the base model by its loss, as far as some frames can tell."""
+    return loss <= _WORSE * base_loss + 1e-12
 
 
 def said_of_setback(setback: Mapping[str, Any], lr: float) -> str:

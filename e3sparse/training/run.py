@@ -25,7 +25,13 @@ from e3sparse.potentials.backends import Potential
 from e3sparse.training.checkpoints import SCORE, WholeCheckpoints, checkpoint_callbacks
 from e3sparse.training.config import FinetuneConfig
 from e3sparse.training.data import Frames
-from e3sparse.training.energy_zero import choose_references, fate_of_isolated, said_of_references
+from e3sparse.training.energy_zero import (
+    choose_references,
+    fate_of_isolated,
+    said_of_references,
+    said_of_shifts_after,
+    shifts_after,
+)
 from e3sparse.training.inputs import load_inputs
 from e3sparse.training.module import FineTuning
 from e3sparse.training.patience import Patience
@@ -188,6 +194,13 @@ def finetune(
         raise
 
     after = {name: predict(potential, frames) for name, frames in splits.items()}
+    shifts = shifts_after(config, splits["train"], after["train"], references, isolated["train"])
+    if shifts:
+        without = errors(splits["train"], after["train"], references)
+        after = {name: found.shifted(splits[name], shifts) for name, found in after.items()}
+        now = errors(splits["train"], after["train"], references)
+        said = said_of_shifts_after(shifts, without["energy_mae"], now["energy_mae"])
+        console.print(said, soft_wrap=True, markup=False)
     loss = plain.on_frames(splits["valid"], after["valid"], references)
     if config.method != "scratch" and not config.allow_worse and not no_worse(loss, base_loss):
         raise DivergedError(
@@ -204,9 +217,11 @@ def finetune(
     kinds = by_kind(splits["valid"], before["valid"], after["valid"], references)
     if config.method != "scratch" and (warning := setback(rows, config.learning_rate, kinds)):
         console.print(warning, soft_wrap=True, markup=False)
-    write_results(folder.path, table, adapter, potential, recovery.setbacks)
+    write_results(folder.path, table, adapter, potential, recovery.setbacks, shifts)
     write_figures(folder, splits, before, after, references)
+    references = {z: e + shifts.get(z, 0.0) for z, e in references.items()}
     if adapter is not None:
+        adapter.energy_references.update(references)
         adapter.save_pretrained(
             folder.path / ADAPTER,
             base_model=config.model,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from ase.data import chemical_symbols
 
 from e3sparse.adapter.handle import Adapter
 from e3sparse.files import replacing
@@ -55,12 +56,17 @@ def write_results(
     table: pd.DataFrame,
     adapter: Adapter | None,
     potential: Potential,
-    setbacks: Sequence[Mapping[str, Any]] = (),
+    setbacks: Sequence[Mapping[str, Any]],
+    shifts: Mapping[int, float],
 ) -> None:
-    """Write errors, counts, and where the training went back to (`training.recovery`)."""
+    """Write errors, counts, where the training went back to, and the references' last shifts."""
     with replacing(folder / "results.csv") as temporary:
         table.to_csv(temporary, index_label="split")
-    summary: dict[str, Any] = {"errors": table.to_dict(orient="index"), "setbacks": list(setbacks)}
+    summary: dict[str, Any] = {
+        "errors": table.to_dict(orient="index"),
+        "setbacks": list(setbacks),
+        "e0s_shifted_after": {chemical_symbols[z]: shift for z, shift in shifts.items()},
+    }
     if adapter is not None:
         counts = adapter.sparsity()
         summary["sparsity"] = {
