@@ -1,7 +1,7 @@
 """What references that are fitted once more after training are worth, from one training each.
 
-    .venv-mace/bin/python benchmarks/energies.py run mace-acac --seeds 3   # resumes where it stopped
-    .venv-mace/bin/python benchmarks/energies.py table                     # energies.md
+    .venv-mace/bin/python benchmarks/energies.py run mace-acac --seeds 3   # resumes
+    .venv-mace/bin/python benchmarks/energies.py table      # writes energies.md
 
 Trained as by benchmarks/methods.py, with the rates that are named here. The energies of the test
 frames are taken twice: of the model that was written, and less what the last fit has added to its

@@ -146,8 +146,8 @@ def table():
         "",
         (__doc__ or "").split("\n\n", 1)[1].strip(),
         "",
-        "| method | settings | lr | variant | runs | exploded | refused | went back | F MAE, median "
-        "(meV/Å) | largest | base |",
+        "| method | settings | lr | variant | runs | exploded | refused | went back | "
+        "F MAE, median (meV/Å) | largest | base |",
         "|" + "---|" * 11,
     ]
     for (method, chosen, lr, variant), same in read_rows().groupby(

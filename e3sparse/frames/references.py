@@ -12,8 +12,9 @@ _FRAMES = 500
 """Of which the robust shifts are taken; more would not change them."""
 _IMPOSSIBLE = 1e7
 """In eV/atom: ten times what binds all electrons of the heaviest atom."""
-_TOLD, _LEAST_SPREAD = 0.05, 1e-7
-"""Compositions tell a shift if they vary along it by that share of their size; in eV/atom."""
+_TOLD, _LEAST_SPREAD, _PASSES = 0.05, 1e-7, 3
+"""Compositions tell a shift if they vary along it by that share of their size; in eV/atom; how
+often what is a bad frame is judged by what the fit before has left."""
 _APART, _TIMES = 2.0, 20.0
 """A frame is off if it is so by more eV/atom, and by more times what the median frame is."""
 
@@ -86,13 +87,15 @@ def offsets_left(
     told = directions[sizes > _TOLD * sizes[0]] if sizes[0] > 0 else directions[:0]
     if not len(told):
         return {}
-    middle = np.median(target)
-    spread = 1.4826 * float(np.median(np.abs(target - middle)))
-    scale = max(spread, _LEAST_SPREAD)
-    found = least_squares(
-        lambda c: (share @ (told.T @ c) - target) / scale, np.zeros(len(told)), loss="huber"
-    )
-    shifts = told.T @ found.x
+    shifts, left_over = np.zeros(len(elements)), target - np.median(target)
+    for _ in range(_PASSES):
+        scale = max(1.4826 * float(np.median(np.abs(left_over))), _LEAST_SPREAD)
+
+        def off(c: Array, scale: float = scale) -> Array:
+            return (share @ (told.T @ c) - target) / scale
+
+        shifts = told.T @ least_squares(off, told @ shifts, loss="huber").x
+        left_over = target - share @ shifts
     return {z: float(shift) for z, shift in zip(elements, shifts, strict=True)}
 
 
