@@ -126,6 +126,10 @@ class Recovery(Callback):
             why = f"the validation loss is {loss:.3g}{of_base}"
             self._go_back(trainer, pl_module, why)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of the states, which may fill a device's memory."""
+        self._states.clear()
+
     def _last(self) -> list[float]:
         return list(self._losses)[-_RUNNING:]
 

@@ -331,6 +331,6 @@ def _fit(
         )
     module.load_state_dict(best["state_dict"])
     # Of ranks that were spawned this process knows only what they have written.
-    recovery.load_state_dict(
-        read_checkpoint(folder.checkpoints / LAST)["callbacks"][recovery.state_key]
-    )
+    written = read_checkpoint(folder.checkpoints / LAST)["callbacks"].get(recovery.state_key)
+    if written is not None:
+        recovery.load_state_dict(written)

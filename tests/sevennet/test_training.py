@@ -250,7 +250,7 @@ def test_a_model_that_is_worse_than_the_base_is_written_only_if_that_is_allowed(
 ):
     settings = {"method": "dense", "lr": 30.0, "max_steps": 12, "recover": False}
     refused = config(tiny_checkpoint, data_files, tmp_path / "run", **settings)
-    with pytest.raises(DivergedError, match="no better.*--allow-worse"):
+    with pytest.raises(DivergedError, match=r"no better.*--allow-worse"):
         finetune(refused)
     assert not (tmp_path / "run" / "model.pth").exists()
     assert not (tmp_path / "run" / "adapter").exists()
