@@ -194,7 +194,7 @@ class Adapter:
                 # Kept in the group, so that it is in the optimizer's state like the rate itself.
                 before = group.get(RATE, 1.0)
                 own = group["lr"] / before  # what a scheduler makes of it
-                rate = grown if own <= 0 else min(grown, max(1.0, self.method.largest_lr / own))
+                rate = min(grown, self.method.largest_rate(own))
                 group["lr"] *= rate / before
                 group[RATE] = rate
 

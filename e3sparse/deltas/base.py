@@ -65,9 +65,8 @@ class Method(BaseModel, ABC):
         """Return by what the learning rates of `param_groups` are multiplied at `progress`."""
         return 1.0
 
-    @property
-    def largest_lr(self) -> float:
-        """Up to which `rate` may raise a learning rate; one that is above it is left as it is."""
+    def largest_rate(self, lr: float) -> float:
+        """Return what `rate` counts for at most where the learning rate is `lr` without it."""
         return inf
 
     def settled(self, progress: float) -> bool:

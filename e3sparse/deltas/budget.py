@@ -1,7 +1,7 @@
 """Sparsity by budget: ask for a share of zeros and get exactly that."""
 
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, inf
 from typing import Any, ClassVar
 
 import torch
@@ -141,6 +141,9 @@ class Budget(Method):
     def rate(self, progress: float) -> float:
         kept = 1 - self.sparsity_at(progress)
         return float(kept**-self.growth)
+
+    def largest_rate(self, lr: float) -> float:
+        return max(1.0, self.largest_lr / lr) if lr > 0 else inf
 
     def settled(self, progress: float) -> bool:
         return progress >= self.ramp_end

@@ -360,7 +360,8 @@ def test_the_learning_rate_of_the_delta_follows_and_no_other(decay):
     sparsities, st.floats(1e-4, 10), st.floats(1e-2, 2), st.sampled_from(["constant", "falling"])
 )
 def test_the_learning_rate_grows_no_further_than_the_largest(sparsity, lr, largest, schedule):
-    adapter = patch(network(), "all", total_steps=20, target_sparsity=sparsity, largest_lr=largest)
+    settings = {"target_sparsity": sparsity, "largest_lr": largest, "total_steps": 20}
+    adapter = patch(network(), "all", "budget", **settings)
     optimizer = torch.optim.SGD(adapter.param_groups(lr=lr))
     decay = 1.0 if schedule == "constant" else 0.9
     for step in range(1, 21):
