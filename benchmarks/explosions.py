@@ -6,8 +6,8 @@
 The labels are those of the small MACE of benchmarks/models with 1 % of its entries moved by as much
 as they are large, other ones for each seed, on 60 training, 20 validation and 40 test frames of
 ethanol, whose atoms are displaced at random; the base is the model itself. 400 steps of batch 5,
-every layer (`all`), float32. "Without" is a run that neither goes back nor bounds the growth of the
-rate, "recovery alone" one that does the first. Needs no data and no other model. Each run is a row of
+every layer (`all`), float32. Needs no data and no other model. "Without" is a run that neither goes
+back nor bounds the growth of the rate, "recovery alone" one that goes back. Each run is a row of
 benchmarks/results/explosions.csv. "Exploded" is a model that was written and whose forces are worse
 than the base's on the test frames; "refused", a run that ended with an error and wrote none.
 """
