@@ -92,7 +92,8 @@ def offsets_left(
         scale = max(1.4826 * float(np.median(np.abs(left_over))), _LEAST_SPREAD)
 
         def off(c: Array, scale: float = scale) -> Array:
-            return (share @ (told.T @ c) - target) / scale
+            residual: Array = (share @ (told.T @ c) - target) / scale
+            return residual
 
         shifts = told.T @ least_squares(off, told @ shifts, loss="huber").x
         left_over = target - share @ shifts
