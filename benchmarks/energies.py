@@ -76,7 +76,9 @@ def read_rows():
     """Return the runs so far."""
     if not CSV.exists():
         return pd.DataFrame(columns=KEYS)
-    return pd.read_csv(CSV).fillna({"settings": "", "error": ""})
+    return pd.read_csv(CSV, dtype={"settings": str, "error": str}).fillna(
+        {"settings": "", "error": ""}
+    )
 
 
 @app.command()

@@ -123,7 +123,9 @@ def read_rows():
     """Return the runs so far."""
     if not CSV.exists():
         return pd.DataFrame(columns=["variant", "method", "settings", "lr", "seed"])
-    return pd.read_csv(CSV).fillna({"settings": "", "error": ""})
+    return pd.read_csv(CSV, dtype={"settings": str, "error": str}).fillna(
+        {"settings": "", "error": ""}
+    )
 
 
 @app.command()
