@@ -38,7 +38,7 @@ MUTANTS = (
     Mutant(
         "multiply the learning rate by the growth of all steps",
         f"{CORE}/adapter/handle.py",
-        'group["lr"] *= rate / group.get(RATE, 1.0)',
+        'group["lr"] *= rate / before',
         'group["lr"] *= rate',
         "tests/core/test_budget.py",
     ),

@@ -189,11 +189,14 @@ class Adapter:
             self._set_rates(optimizer)
 
     def _set_rates(self, optimizer: torch.optim.Optimizer) -> None:
-        rate, mine = self.method.rate(self.progress), {id(p) for p in self.parameters()}
+        grown, mine = self.method.rate(self.progress), {id(p) for p in self.parameters()}
         for group in optimizer.param_groups:
             if any(id(p) in mine for p in group["params"]):
                 # Kept in the group, so that it is in the optimizer's state like the rate itself.
-                group["lr"] *= rate / group.get(RATE, 1.0)
+                before = group.get(RATE, 1.0)
+                own = group["lr"] / before  # what a scheduler makes of it
+                rate = min(grown, self.method.largest_rate(own))
+                group["lr"] *= rate / before
                 group[RATE] = rate
 
     def resume_at(self, steps: int, progress: float) -> None:

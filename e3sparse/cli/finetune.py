@@ -57,6 +57,14 @@ def finetune(
             rich_help_panel=_DATA,
         ),
     ] = None,
+    refit_e0s: Annotated[
+        bool,
+        typer.Option(
+            "--refit-e0s/--no-refit-e0s",
+            help="Fit the references that were fitted once more after training.",
+            rich_help_panel=_DATA,
+        ),
+    ] = True,
     skip_faulty: Annotated[
         bool,
         typer.Option(
@@ -191,6 +199,23 @@ def finetune(
             help="Validations without progress before stopping.", rich_help_panel=_TRAINING
         ),
     ] = None,
+    recover: Annotated[
+        bool,
+        typer.Option(
+            "--recover/--no-recover",
+            help="Go back to an earlier state, and on at half the rate, when losses leave all "
+            "bounds.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = True,
+    allow_worse: Annotated[
+        bool,
+        typer.Option(
+            "--allow-worse",
+            help="Write the model even if its validation loss is higher than the base model's.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="(default 0)", rich_help_panel=_TRAINING)] = None,
     trust_model: TrustOption = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder.")] = False,
@@ -222,6 +247,7 @@ def finetune(
         "devices": devices,
         "dtype": dtype,
         "e0s": e0s,
+        "refit_e0s": None if refit_e0s else False,
         "skip_faulty": skip_faulty or None,
         "energy_only": energy_only or None,
         "check_units": None if check_units else False,
@@ -239,6 +265,8 @@ def finetune(
         "lr": lr,
         "optimizer": optimizer,
         "patience": patience,
+        "recover": None if recover else False,
+        "allow_worse": allow_worse or None,
         "seed": seed,
     }
     nested: dict[str, dict[str, Any]] = {
@@ -259,7 +287,8 @@ def finetune(
         "method_settings": {"target_sparsity": target_sparsity} | _settings(set_ or []),
     }
     if resume:
-        changed = [k for k, v in given.items() if v is not None and k != "out"]
+        also = {"out", "allow_worse"}
+        changed = [k for k, v in given.items() if v is not None and k not in also]
         changed += [k for k, part in nested.items() if any(v is not None for v in part.values())]
         if changed or config:
             raise ConfigError(
@@ -268,6 +297,7 @@ def finetune(
             )
         folder = out_ or Path("run")
         values = read_settings(RunFolder.resumed(folder).path) | {"out": folder}
+        values |= {"allow_worse": True} if allow_worse else {}
     else:
         values = read_config(config) if config else {}
         values |= {k: v for k, v in given.items() if v is not None}

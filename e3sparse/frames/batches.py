@@ -101,10 +101,16 @@ def loader(
 def collate(potential: Potential, items: Sequence[tuple[Any, Frame, float]]) -> Batch:
     """Return items of a `FrameDataset` as one batch."""
     graphs, frames, offsets = zip(*items, strict=True)
-    dtype = potential.dtype
+    return labels_of(frames, offsets, potential.dtype, potential.collate(graphs))
+
+
+def labels_of(
+    frames: Sequence[Frame], offsets: Sequence[float], dtype: torch.dtype, inputs: Any = None
+) -> Batch:
+    """Return the labels of frames as one batch, energies less an offset for each frame."""
     stress = [torch.zeros(3, 3) if f.stress is None else f.stress for f in frames]
     return Batch(
-        inputs=potential.collate(graphs),
+        inputs=inputs,
         energy=torch.tensor(
             [f.energy - o for f, o in zip(frames, offsets, strict=True)], dtype=torch.float64
         ),

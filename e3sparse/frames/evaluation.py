@@ -51,6 +51,11 @@ class Predictions:
     magnetic_forces: list[Array | None]  # (atoms, 3) each, eV per radian
     others: Mapping[str, list[Array | None]] = field(default_factory=dict)
 
+    def shifted(self, frames: Sequence[Frame], references: Mapping[int, float]) -> "Predictions":
+        """Return those of the same model with other energy references: these added, in eV."""
+        offsets = np.array([reference_energy(frame, references) for frame in frames])
+        return replace(self, energy=self.energy + offsets)
+
     def of(self, numbers: Sequence[int]) -> "Predictions":
         """Return those for some of the frames."""
         some = {name: [values[n] for n in numbers] for name, values in values_of(self).items()}

@@ -14,7 +14,7 @@ GRAPH_MODULE = ("torch.fx.graph_module", "reduce_graph_module")
 """Executes source code that the pickle holds, and stands in every MACE file (e3nn's products)."""
 
 _GETATTR = {("builtins", "getattr"), ("__builtin__", "getattr")}
-"""How functions of torch such as `torch.tanh` are pickled; anything else that it gets is refused."""
+"""How functions such as `torch.tanh` are pickled; anything else that it gets is refused."""
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = 5

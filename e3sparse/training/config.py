@@ -60,10 +60,20 @@ class FinetuneConfig(BaseModel):
         others by least squares on the training frames. `"keep"`: the base model's references.
         Isolated atoms are neither trained nor tested on, in whichever file they are: without
         neighbours there is no force to learn, and only those of `train` are references.
+    refit_e0s
+        Whether fitted references are fitted once more after training, to what is left on `train`
+        between labels and the trained model; those of isolated atoms stay.
     epochs, max_steps
         Length of the training; `max_steps` counts if it is given.
     patience
         Validations without a better one after which to stop; None to go to the end.
+    recover
+        Whether a training whose losses or validations leave all bounds goes back to an earlier
+        state and on at half the learning rate (`e3sparse.training.recovery`); else it ends only
+        when the loss is no finite number.
+    allow_worse
+        Whether a model may be written whose loss on the validation frames is higher than the base
+        model's; else that is an error.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -88,6 +98,7 @@ class FinetuneConfig(BaseModel):
     method: str = "budget"
     method_settings: dict[str, Any] = Field(default_factory=dict)
     e0s: Literal["keep", "fit"] = "fit"
+    refit_e0s: bool = True
 
     magnetic: bool = False
     spin_orbit: bool = False
@@ -108,6 +119,8 @@ class FinetuneConfig(BaseModel):
     optimizer: str = "schedule_free"
     loss: Loss = Loss()
     patience: int | None = Field(None, ge=1)
+    recover: bool = True
+    allow_worse: bool = False
     seed: int = Field(0, ge=0)
 
     out: Path = Path("run")

@@ -1,12 +1,18 @@
 """Weighted Huber losses on energy per atom, forces, stress and magnetic moments."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
+import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
-from e3sparse.frames.batches import Batch
+from e3sparse.frames.batches import Batch, labels_of
+from e3sparse.frames.evaluation import Predictions
+from e3sparse.frames.reading import Array, Frame
+from e3sparse.frames.references import reference_energy
 from e3sparse.potentials.backends import Prediction
 from e3sparse.potentials.quantities import FIELDS, QUANTITIES, check_further, value_of, values_of
 
@@ -47,6 +53,29 @@ class Loss(BaseModel):
         if name in FIELDS:
             return float(getattr(self, name))
         return self.others.get(name, QUANTITIES[name].weight)
+
+    def on_frames(
+        self,
+        frames: Sequence[Frame],
+        predicted: Predictions,
+        references: Mapping[int, float],
+    ) -> float:
+        """Return the loss of all frames together, references added to what was predicted."""
+        dtype = torch.float64
+        offsets = [reference_energy(frame, references) for frame in frames]
+
+        def joined(parts: Sequence[Array | None], join: Callable[..., Array]) -> Tensor | None:
+            known = [part for part in parts if part is not None]
+            return torch.as_tensor(join(known), dtype=dtype) if len(known) == len(parts) else None
+
+        made = Prediction(
+            torch.as_tensor(predicted.energy, dtype=dtype),
+            torch.as_tensor(np.concatenate(predicted.forces), dtype=dtype),
+            joined(predicted.stress, np.stack),
+            moments=joined(predicted.moments, np.concatenate),
+            magnetic_forces=joined(predicted.magnetic_forces, np.concatenate),
+        )
+        return float(self(made, labels_of(frames, offsets, dtype)))
 
     def __call__(self, predicted: Prediction, batch: Batch) -> Tensor:
         """Return the loss of a batch, a scalar."""

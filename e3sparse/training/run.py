@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import pandas as pd
@@ -21,21 +22,23 @@ from e3sparse.frames.batches import FrameDataset, loader
 from e3sparse.frames.evaluation import by_kind, error_table, errors, predict, setback
 from e3sparse.frames.reading import Frame, elements_of
 from e3sparse.potentials.backends import Potential
-from e3sparse.training.checkpoints import (
-    SCORE,
-    StopDiverged,
-    WholeCheckpoints,
-    checkpoint_callbacks,
-)
+from e3sparse.training.checkpoints import SCORE, WholeCheckpoints, checkpoint_callbacks
 from e3sparse.training.config import FinetuneConfig
 from e3sparse.training.data import Frames
-from e3sparse.training.energy_zero import choose_references, fate_of_isolated, said_of_references
+from e3sparse.training.energy_zero import (
+    choose_references,
+    fate_of_isolated,
+    said_of_references,
+    said_of_shifts_after,
+    shifts_after,
+)
 from e3sparse.training.inputs import load_inputs
 from e3sparse.training.module import FineTuning
 from e3sparse.training.patience import Patience
 from e3sparse.training.progress import RunProgress
+from e3sparse.training.recovery import Recovery, no_worse
 from e3sparse.training.replay import Replay, replay_frames
-from e3sparse.training.run_folder import RunFolder, digests
+from e3sparse.training.run_folder import LAST, RunFolder, digests
 from e3sparse.training.run_records import ADAPTER, SPINS, read_checkpoint
 from e3sparse.training.run_results import write_config, write_figures, write_results
 from e3sparse.training.scrutiny import examined, what_was_read
@@ -148,6 +151,14 @@ def finetune(
         write_config(folder.path, config, potential)
         folder.remember_settings()
 
+    # Moments have no base model's to be compared with.
+    plain = config.loss.model_copy(update={"moments": 0.0, "magnetic_forces": 0.0})
+    base_loss = plain.on_frames(splits["valid"], before["valid"], references)
+    recovery = Recovery(
+        config.learning_rate,
+        None if config.magnetic or config.method == "scratch" else base_loss,
+        **({} if config.recover else {"returns": 0}),
+    )
     module = FineTuning(
         potential,
         adapter,
@@ -156,6 +167,7 @@ def finetune(
         lr=config.learning_rate,
         fresh_lr=config.spin_lr,
         replay=Replay.of(to_replay, potential, config) if to_replay else None,
+        far_off=inf if config.allow_worse else recovery.far_off,
     )
     data = Frames(
         potential,
@@ -174,7 +186,7 @@ def finetune(
         )
     checkpoint = _checkpoint(folder, console) if resume else None
     try:
-        _fit(config, folder, module, data, checkpoint)
+        _fit(config, folder, module, data, checkpoint, recovery)
     except Interrupted:
         raise
     except BaseException:
@@ -183,6 +195,21 @@ def finetune(
         raise
 
     after = {name: predict(potential, frames) for name, frames in splits.items()}
+    shifts = shifts_after(config, splits["train"], after["train"], references, isolated["train"])
+    if shifts:
+        without = errors(splits["train"], after["train"], references)
+        after = {name: found.shifted(splits[name], shifts) for name, found in after.items()}
+        now = errors(splits["train"], after["train"], references)
+        said = said_of_shifts_after(shifts, without["energy_mae"], now["energy_mae"])
+        console.print(said, soft_wrap=True, markup=False)
+    loss = plain.on_frames(splits["valid"], after["valid"], references)
+    if config.method != "scratch" and not config.allow_worse and not no_worse(loss, base_loss):
+        raise DivergedError(
+            f"The best model has a loss of {loss:.3g} on the validation frames, and the base model "
+            f"{base_loss:.3g}: it is no better, and has not been written. Give a lower --lr than "
+            f"{config.learning_rate:g} or more steps; or --resume with --allow-worse, and it is "
+            "written as it is."
+        )
     rows = {}
     for name, frames in splits.items():
         rows[f"{name} before"] = errors(frames, before[name], references)
@@ -191,9 +218,11 @@ def finetune(
     kinds = by_kind(splits["valid"], before["valid"], after["valid"], references)
     if config.method != "scratch" and (warning := setback(rows, config.learning_rate, kinds)):
         console.print(warning, soft_wrap=True, markup=False)
-    write_results(folder.path, table, adapter, potential)
+    write_results(folder.path, table, adapter, potential, recovery.setbacks, shifts)
     write_figures(folder, splits, before, after, references)
+    references = {z: e + shifts.get(z, 0.0) for z, e in references.items()}
     if adapter is not None:
+        adapter.energy_references.update(references)
         adapter.save_pretrained(
             folder.path / ADAPTER,
             base_model=config.model,
@@ -243,10 +272,11 @@ def _fit(
     module: FineTuning,
     data: Frames,
     checkpoint: Path | None,
+    recovery: Recovery,
 ) -> None:
     callbacks: list[Callback] = [
         RunProgress(),
-        StopDiverged(config.learning_rate),
+        recovery,
         *checkpoint_callbacks(folder.checkpoints),
     ]
     if config.patience is not None:
@@ -296,7 +326,12 @@ def _fit(
     )
     if not torch.isfinite(score):
         raise DivergedError(
-            f"No validation had a finite loss after the delta was as sparse as asked for: training "
-            f"diverged. Give a lower --lr than {config.learning_rate:g}; no model has been written."
+            f"No validation had a finite loss after the delta was as sparse as asked for, or one "
+            f"near the base model's: training diverged. Give a lower --lr than "
+            f"{config.learning_rate:g}; no model has been written."
         )
     module.load_state_dict(best["state_dict"])
+    # Of ranks that were spawned this process knows only what they have written.
+    written = read_checkpoint(folder.checkpoints / LAST)["callbacks"].get(recovery.state_key)
+    if written is not None:
+        recovery.load_state_dict(written)

@@ -35,11 +35,11 @@ from e3sparse.training.run_records import (
 )
 
 LISTING = "e3sparse-run.json"
-_LAST, _BEFORE = "last.ckpt", "last.previous.ckpt"
+LAST, _BEFORE = "last.ckpt", "last.previous.ckpt"
 _FIXED = (
     *(CONFIG, RESULTS, METRICS, "results.csv", "versions.json"),
     *("figures/learning.png", "figures/parity.png"),
-    *(f"{CHECKPOINTS}/{name}" for name in (BEST, _LAST, _BEFORE)),
+    *(f"{CHECKPOINTS}/{name}" for name in (BEST, LAST, _BEFORE)),
     *(f"{ADAPTER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")),
     *(f"{SPINS}/{name}" for name in ("spin_config.json", "spin_model.safetensors")),
 )
@@ -234,7 +234,7 @@ class RunFolder:
         ConfigError
             If there are some, and all are damaged.
         """
-        there = [self.checkpoints / name for name in (_LAST, _BEFORE)]
+        there = [self.checkpoints / name for name in (LAST, _BEFORE)]
         there = [path for path in there if path.exists()]
         for path in there:
             try:

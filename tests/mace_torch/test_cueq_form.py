@@ -139,7 +139,7 @@ def test_energy_references_and_merges_are_seen():
 
 def test_what_is_not_there_is_said(monkeypatch):
     potential = potential_of(copy.deepcopy(tiny()))
-    with pytest.raises(ConfigError, match="by 'cueqq'. Did you mean 'cueq'"):
+    with pytest.raises(ConfigError, match=r"by 'cueqq'\. Did you mean 'cueq'"):
         potential.accelerate_by("cueqq")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="cuEquivariance is not installed: pip install cueq"):
