@@ -33,7 +33,7 @@ TABLES = (
 
 def pages() -> Iterator[Path]:
     """Yield the pages of the repository; the tables in benchmarks/results are none."""
-    yield from sorted(ROOT.glob("*.md"))
+    yield from sorted([*ROOT.glob("*.md"), *(ROOT / ".github").glob("*.md")])
     for folder in FOLDERS:
         yield from sorted((ROOT / folder).rglob("README.md"))
 
