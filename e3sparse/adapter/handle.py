@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from e3sparse.adapter.card import write_card
 from e3sparse.adapter.sparsity import LayerRow, Sparsity, Summary
 from e3sparse.adapter.state import Record, State
 from e3sparse.adapter.statistics import statistics
@@ -328,8 +329,10 @@ class Adapter:
         return self.model
 
     def save_pretrained(self, directory: str | Path, **metadata: Any) -> Path:
-        """Write the adapter folder; see `e3sparse.adapter.file`."""
+        """Write the adapter folder and its model card; see `e3sparse.adapter.file` and `card`."""
         self.notice_moved_buffers("a model that this adapter is loaded onto will differ")
         from e3sparse.adapter.file import save
 
-        return save(self, Path(directory), **metadata)
+        folder = save(self, Path(directory), **metadata)
+        write_card(folder)
+        return folder
