@@ -35,7 +35,7 @@ def signature(module: Any) -> tuple[list[str], str]:
     if hasattr(module, "irreps_in") and hasattr(module, "irreps_out"):
         return [str(module.irreps_in)], str(module.irreps_out)
     raise ConfigError(
-        f"A {type(module).__name__} does not tell its irreps: give irreps_in (one for each "
+        f"A {type(module).__name__} does not declare its irreps: give irreps_in (one for each "
         "input) and irreps_out."
     )
 
