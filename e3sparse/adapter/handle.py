@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from e3sparse.adapter.card import write_card
 from e3sparse.adapter.saving import save
 from e3sparse.adapter.sparsity import LayerRow, Sparsity, Summary
 from e3sparse.adapter.state import Record, State
@@ -332,9 +333,9 @@ class Adapter:
         return self.model
 
     def save_pretrained(self, directory: str | Path, **metadata: Any) -> Path:
-        """Write the adapter folder; see `e3sparse.adapter.saving.save` for the metadata."""
+        """Write the adapter folder and its model card; see `saving.save` for the metadata."""
         self.notice_moved_buffers("a model that this adapter is loaded onto will differ")
-        return save(
+        folder = save(
             Path(directory),
             self._state,
             self._record,
@@ -343,3 +344,5 @@ class Adapter:
             self.sparsity(),
             **metadata,
         )
+        write_card(folder)
+        return folder

@@ -92,8 +92,8 @@ class Entry:
             if skew > _ASYMMETRY * largest:
                 raise DataError(
                     f"{self.where}: the stress is not symmetric (components differ from their "
-                    f"transposes by up to {skew / largest:.0%} of the largest one), so it is none. "
-                    "Are its components in another order?"
+                    f"transposes by up to {skew / largest:.0%} of the largest one), so it is no "
+                    "stress tensor. Are its components in another order?"
                 )
 
     def _check(self, name: str, values: Array, shape: tuple[int, ...]) -> None:

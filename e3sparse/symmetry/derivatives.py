@@ -119,7 +119,7 @@ def _cutoff(subject: Subject, atoms: Atoms, probe: int) -> Errors:
     if not inside > 1e-6:
         raise ValueError(
             f"the force on the probe is {inside:.0e} eV/Å at 0.3, 0.5 and 0.7 of the cutoff too, "
-            "so that it is 0 at the cutoff says nothing"
+            "so a force of 0 at the cutoff shows nothing"
         )
     gap = 1e-7 if subject.dtype == torch.float64 else 1e-4
     (energy_in, forces_in), (energy_out, forces_out) = (

@@ -49,7 +49,7 @@ def signature_of(module: Any) -> Signature:
         return Signature([str(module.irreps)], str(module.irreps), module)
     else:
         raise ConfigError(
-            f"A {type(module).__name__} does not tell its irreps: give irreps_in (one for each "
+            f"A {type(module).__name__} does not declare its irreps: give irreps_in (one for each "
             "input) and irreps_out."
         )
     output = str(module.irreps_out)

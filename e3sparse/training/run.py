@@ -227,7 +227,8 @@ def finetune(
             folder.path / ADAPTER,
             base_model=config.model,
             framework=potential.framework,
-            metrics={name: dict(row) for name, row in rows.items() if name.endswith("after")},
+            metrics={"frames": {name: len(frames) for name, frames in splits.items()}}
+            | {name: dict(row) for name, row in rows.items() if name.endswith("after")},
         )
         adapter.merge()
     potential.shift_energies(references)

@@ -41,6 +41,7 @@ _FIXED = (
     *("figures/learning.png", "figures/parity.png"),
     *(f"{CHECKPOINTS}/{name}" for name in (BEST, LAST, _BEFORE)),
     *(f"{ADAPTER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")),
+    f"{ADAPTER}/README.md",
     *(f"{SPINS}/{name}" for name in ("spin_config.json", "spin_model.safetensors")),
 )
 

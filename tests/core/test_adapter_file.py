@@ -29,7 +29,7 @@ from e3sparse.adapter.file import read_values
 from e3sparse.adapter.fingerprint import clebsch_gordan_probe
 from e3sparse.errors import E3SparseError
 
-FILES = ["adapter_config.json", "adapter_model.safetensors"]
+FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 
 
 def test_the_config_says_what_the_adapter_is(tmp_path):

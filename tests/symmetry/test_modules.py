@@ -60,7 +60,7 @@ def test_the_gate_and_a_network_of_layers():
 
 
 def test_a_module_that_does_not_tell_its_irreps():
-    with pytest.raises(ConfigError, match="Linear does not tell its irreps"):
+    with pytest.raises(ConfigError, match="Linear does not declare its irreps"):
         check_equivariance(nn.Linear(3, 3))
 
 
