@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from e3sparse.cli.options import (
     BackendOption,
@@ -99,26 +99,24 @@ def check(
                 if result.cases
                 else ("", "", "")
             )
-            color = _COLORS[result.status]
-            table.add_row(
-                result.check, escape(result.claim), *measured, f"[{color}]{result.status}[/]"
-            )
+            verdict = Text(result.status, style=_COLORS[result.status])
+            table.add_row(result.check, result.claim, *measured, verdict)
     out.print(table)
     out.print(
         "Errors are relative to the largest value, or to 1 eV, 1 eV/Å, 0.1 eV/Å³ where it is less."
     )
     for result in results:
         if result.status == "failed":
-            out.print(escape(f"\n{result.message()}"))
+            out.print(f"\n{result.message()}")
         elif result.reason and result.status != "passed":
-            out.print(escape(f"{result.check}: {result.status}. {result.reason}"))
+            out.print(f"{result.check}: {result.status}. {result.reason}")
     if json is not None:
         document = _document(model, adapter, subject.dtype, results)
         with replacing(json) as temporary:
             temporary.write_text(document)
     failed = [result.check for result in results if not result.ok]
     if failed:
-        out.print(f"[bold red]Broken:[/] {', '.join(failed)}.")
+        out.print(Text("Broken: ", style="bold red"), ", ".join(failed), ".", sep="")
         raise typer.Exit(1)
 
 

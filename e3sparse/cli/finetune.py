@@ -44,6 +44,13 @@ def finetune(
         int | None, typer.Option(help="How many of them share each step.  (default 1)")
     ] = None,
     dtype: DtypeOption = None,
+    accelerate: Annotated[
+        str | None,
+        typer.Option(
+            help="How the model is evaluated: auto; none, as the framework does; cueq "
+            "(cuEquivariance), for SevenNet also flash or oeq.  (default auto)"
+        ),
+    ] = None,
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
@@ -246,6 +253,7 @@ def finetune(
         "device": device,
         "devices": devices,
         "dtype": dtype,
+        "accelerate": accelerate,
         "e0s": e0s,
         "refit_e0s": None if refit_e0s else False,
         "skip_faulty": skip_faulty or None,

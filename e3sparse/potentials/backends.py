@@ -27,6 +27,7 @@ from e3sparse.errors import ConfigError, E3SparseError, nearest
 from e3sparse.layers.faster_products import Acceleration
 from e3sparse.layers.layouts import Species
 from e3sparse.potentials.converted import Converted
+from e3sparse.potentials.devices import checked_device
 from e3sparse.potentials.trust import look, trusting
 
 GROUP = "e3sparse.backends"
@@ -388,6 +389,8 @@ def load_potential(
 
     Parameters
     ----------
+    device
+        As of `checked_device`.
     trust
         Load a file whatever it would run. Otherwise it is looked through first; see
         `e3sparse.potentials.trust`.
@@ -398,6 +401,7 @@ def load_potential(
         If `model` is neither a name that an installed backend knows nor a file of one, or the file
         is damaged or would run what no model needs.
     """
+    device = checked_device(device)
     found = get_backend(backend) if backend is not None else _backend_of(model)
     try:
         with trusting() if trust else nullcontext():

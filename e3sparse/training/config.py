@@ -40,6 +40,9 @@ class FinetuneConfig(BaseModel):
     device, devices
         `"cpu"`, `"cuda"` or `"auto"`, and how many of them; several share each step's work (DDP),
         each with `batch_size` frames.
+    accelerate
+        `"auto"`, `"none"` for the framework's own evaluation, or the name of a library that the
+        backend can evaluate by, such as `"cueq"`.
     targets, method, method_settings
         As for `e3sparse.patch`; method also `"full"` (full fine-tuning) and `"scratch"`.
     magnetic, spin_orbit
@@ -84,6 +87,7 @@ class FinetuneConfig(BaseModel):
     device: str = "auto"
     devices: int = Field(1, ge=1)
     dtype: Literal["float32", "float64"] | None = None
+    accelerate: str = "auto"
 
     train: Path
     valid: Path | None = None
@@ -150,6 +154,15 @@ class FinetuneConfig(BaseModel):
     def _has_something_to_replay(self) -> Self:
         if self.replay is not None and self.method == "scratch":
             raise ValueError("training from scratch has no base model that it could stay near")
+        return self
+
+    @model_validator(mode="after")
+    def _is_evaluated_for_spins(self) -> Self:
+        if self.magnetic and self.accelerate not in ("auto", "none"):
+            raise ValueError(
+                f"accelerate={self.accelerate} has no effect with magnetic: spin-aware layers read "
+                "the features of the e3nn form"
+            )
         return self
 
     @model_validator(mode="after")

@@ -13,7 +13,6 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
-from rich.markup import escape
 
 from e3sparse.adapter.fingerprint import fingerprint
 from e3sparse.adapter.handle import Adapter
@@ -112,7 +111,8 @@ def finetune(
     console.print(
         f"{potential.name}: {sum(p.numel() for p in potential.module.parameters()):,} parameters, "
         + ", ".join(f"{len(frames)} {name}" for name, frames in splits.items())
-        + " frames"
+        + " frames",
+        markup=False,
     )
     console.print(what_was_read(splits))
     for note in notes:
@@ -128,7 +128,7 @@ def finetune(
     )
     for name, atoms in isolated.items():
         if atoms:
-            console.print(fate_of_isolated(config, name, atoms))
+            console.print(fate_of_isolated(config, name, atoms), markup=False)
     console.print(said_of_references(references, isolated["train"]))
     if isolated["train"] and references:
         off = errors(splits["train"], before["train"], references).get("energy_mae", 0.0)
@@ -191,7 +191,7 @@ def finetune(
         raise
     except BaseException:
         if folder.path != folder.out:
-            console.print(f"The earlier run in {escape(str(folder.out))} is as it was.")
+            console.print(f"The earlier run in {folder.out} is as it was.", markup=False)
         raise
 
     after = {name: predict(potential, frames) for name, frames in splits.items()}
@@ -244,7 +244,7 @@ def _checkpoint(folder: RunFolder, console: Console) -> Path | None:
         warnings.simplefilter("always")
         found = folder.last_checkpoint()
     for warning in caught:
-        console.print(escape(str(warning.message)))
+        console.print(str(warning.message), markup=False)
     if found is None:
         console.print("The run has no checkpoint yet: it begins at the first step.")
     return found
