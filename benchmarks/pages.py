@@ -13,6 +13,8 @@ from pathlib import Path
 
 import comparison
 import costs
+import energies
+import explosions
 import extrapolation
 import forgetting
 import gpu
@@ -27,7 +29,7 @@ FOLDERS = ("benchmarks", "e3sparse", "integrations")
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES = (
     *(methods.table, costs.table, forgetting.table, extrapolation.table, magnetic.table),
-    *(nve.table, gpu.table, comparison.table, pareto.reach),
+    *(nve.table, gpu.table, comparison.table, pareto.reach, energies.table, explosions.table),
 )
 
 
