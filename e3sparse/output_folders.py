@@ -95,6 +95,7 @@ def check_output(
             "--out."
         )
     full = folder.resolve()  # `new/..` does not exist, and yet is the folder around it
+    _check_place(folder, full)
     if not full.exists() or (full.is_dir() and not any(full.iterdir())):
         return
     if not full.is_dir():
@@ -119,6 +120,20 @@ def check_output(
             f"{folder} exists and is not {what} of e3sparse: it has no {name}, which lists the "
             "files that --overwrite may remove, as versions before 0.2 wrote none. Give another "
             "--out, or move it away."
+        )
+
+
+def _check_place(folder: Path, full: Path) -> None:
+    """Refuse a folder that could not be made, or written into, when everything is done."""
+    there = next(path for path in (full, *full.parents) if path.exists())
+    if there != full and not there.is_dir():
+        raise ConfigError(
+            f"{there} is a file, so that {folder} cannot be made: give another --out."
+        )
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{there} may not be written into (no permission, or a read-only file system): give "
+            "another --out."
         )
 
 

@@ -81,6 +81,22 @@ def test_what_is_not_ours_is_refused(out, says, overwrite, project):
     assert contents(project) == before
 
 
+def test_a_folder_that_could_not_be_made_is_refused_at_once(project, monkeypatch):
+    with pytest.raises(ConfigError, match=r"train\.xyz is a file, so that .* cannot be made"):
+        check(project / "train.xyz" / "below" / "run")
+    (project / "dangling").symlink_to(project / "nowhere")
+    with pytest.raises(ConfigError, match="symbolic link, to"):
+        check(project / "dangling")
+    with pytest.raises(OSError, match="too long"):
+        check(project / ("n" * 300) / "run")
+    # Whoever runs this may be root, who may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match="may not be written into"):
+        check(project / "new")
+    with pytest.raises(ConfigError, match="may not be written into"):
+        check(project / "out")
+
+
 @pytest.mark.parametrize("here", ["out", "out/figures"])
 def test_the_folder_that_one_is_in_is_refused(here, project, monkeypatch):
     monkeypatch.chdir(project / here)
