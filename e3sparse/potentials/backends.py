@@ -28,7 +28,7 @@ from e3sparse.layers.faster_products import Acceleration
 from e3sparse.layers.layouts import Species
 from e3sparse.potentials.converted import Converted
 from e3sparse.potentials.devices import checked_device
-from e3sparse.potentials.trust import look, trusting
+from e3sparse.potentials.trust import look
 
 GROUP = "e3sparse.backends"
 
@@ -296,14 +296,15 @@ class Backend(ABC):
     name
         As in the entry point.
     layers
-        Packages whose layers a model file may hold, such as `"mace.modules."`.
+        Packages whose layers a model file may hold, such as `"mace.modules."`. None where model
+        files are no pickles, so that there is nothing to look into before they are loaded.
     pickled
         Other names that a model file may import, with their modules; see
         `e3sparse.potentials.trust`.
     """
 
     name: ClassVar[str]
-    layers: ClassVar[Sequence[str]] = ()
+    layers: ClassVar[Sequence[str] | None] = None
     pickled: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
@@ -404,7 +405,7 @@ def load_potential(
     device = checked_device(device)
     found = get_backend(backend) if backend is not None else _backend_of(model)
     try:
-        with trusting() if trust else nullcontext():
+        if found.layers is not None and not trust:
             look(Path(model), found.layers, found.pickled)
         return found.load(model, device=device, dtype=dtype, head=head)
     except E3SparseError:

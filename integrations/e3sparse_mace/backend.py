@@ -244,7 +244,7 @@ class MACEBackend(Backend):
     """Models of the `mace` package."""
 
     name: ClassVar[str] = "mace"
-    layers: ClassVar[Sequence[str]] = ("mace.modules.",)
+    layers: ClassVar[Sequence[str] | None] = ("mace.modules.",)
     pickled: ClassVar[Sequence[str]] = (
         "mace.modules.wrapper_ops.CuEquivarianceConfig",
         "mace.modules.wrapper_ops.OEQConfig",

@@ -153,7 +153,7 @@ class NequIPBackend(Backend):
     """Models of the `nequip` package and of its extensions."""
 
     name: ClassVar[str] = "nequip"
-    layers: ClassVar[Sequence[str]] = ("nequip.nn.", "allegro.nn.")
+    layers: ClassVar[Sequence[str] | None] = ("nequip.nn.", "allegro.nn.")
 
     def model_names(self) -> Sequence[str]:
         return ()

@@ -214,7 +214,7 @@ class SevenNetBackend(Backend):
     """Models of the `sevenn` package."""
 
     name: ClassVar[str] = "sevennet"
-    layers: ClassVar[Sequence[str]] = ("sevenn.nn.",)
+    layers: ClassVar[Sequence[str] | None] = ("sevenn.nn.",)
 
     def model_names(self) -> Sequence[str]:
         return tuple(sevenn.util.get_available_pretrained_models())
