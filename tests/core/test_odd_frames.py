@@ -287,8 +287,8 @@ def test_every_label_that_got_worse_is_said(label, kind):
 def test_the_loss_takes_what_has_a_label():
     import torch
 
+    from e3sparse.frames.batches import Batch
     from e3sparse.potentials.backends import Prediction
-    from e3sparse.training.data import Batch
 
     energy, forces = torch.zeros(2, requires_grad=True), torch.zeros(4, 3, requires_grad=True)
     nan = float("nan")
