@@ -52,8 +52,9 @@ test: lint .venv-mace/ready .venv-nequip/ready
 	$(PYTEST) .venv-nequip/bin/python -m pytest $(PARALLEL) -m '$(QUICK)' tests/nequip_torch
 	$(PYTEST) .venv/bin/python -m pytest $(PARALLEL) -m '$(QUICK)'
 
-# Compiled training and compiled packages of NequIP and Allegro, a large MACE: about 5 minutes.
-test-slow: .venv-nequip/ready .venv-mace/ready
+# Compiled training and compiled packages of NequIP and Allegro, a large MACE, the wheel: about 7 minutes.
+test-slow: .venv/ready .venv-nequip/ready .venv-mace/ready
+	$(PYTEST) .venv/bin/python -m pytest -m slow tests/test_wheel.py
 	$(PYTEST) .venv-nequip/bin/python -m pytest $(PARALLEL) -m slow tests/nequip_torch
 	$(PYTEST) .venv-mace/bin/python -m pytest $(PARALLEL) -m slow tests/mace_torch
 

@@ -95,10 +95,10 @@ def named(model, case, device):
 def mace(architecture, case, device):
     """Return a MACE with random weights, float64, and its adapter."""
     import mace  # noqa: F401 -- before e3nn
-    from e3sparse_mace.architectures import random_model
     from e3sparse_mace.backend import MACEPotential
     from mace.cli import convert_e3nn_cueq
     from mace.modules.lora import inject_LoRAs
+    from mace_architectures import random_model
 
     module = random_model(architecture, torch.float64)
     if case.cueq:

@@ -19,7 +19,7 @@ from tasks import SEEDS
 from e3sparse.magnetism import load
 from e3sparse.potentials.backends import load_potential
 from e3sparse.symmetry import PotentialSubject
-from e3sparse.training.run import SPIN_LAYERS
+from e3sparse.training.run_records import SPINS
 
 ANGLES = np.linspace(0.0, 180.0, 37)
 
@@ -28,7 +28,7 @@ def trained(folder):
     """Return the model of a run, in double precision, with magnetic forces."""
     backbone = load_potential(MODEL, dtype=torch.float64)
     backbone.load_adapter(folder / "adapter")
-    potential = load(backbone, folder / SPIN_LAYERS)
+    potential = load(backbone, folder / SPINS)
     potential.magnetic_forces = True
     return PotentialSubject(potential)
 

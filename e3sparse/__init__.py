@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from e3sparse.deltas import Budget, Dense, FixedMask, LowRank, Method, SoftThreshold
     from e3sparse.errors import E3SparseError
     from e3sparse.layers.injection import cached
-    from e3sparse.layers.layouts import Block, LayerKind, Layout, Species, register_kind
+    from e3sparse.layers.kinds import LayerKind, register_kind
+    from e3sparse.layers.layouts import Block, Layout, Species
 
 _HOMES = {
     "e3sparse.adapter.file": ("load",),
@@ -29,7 +30,8 @@ _HOMES = {
     "e3sparse.deltas": ("Budget", "Dense", "FixedMask", "LowRank", "Method", "SoftThreshold"),
     "e3sparse.errors": ("E3SparseError",),
     "e3sparse.layers.injection": ("cached",),
-    "e3sparse.layers.layouts": ("Block", "LayerKind", "Layout", "Species", "register_kind"),
+    "e3sparse.layers.kinds": ("LayerKind", "register_kind"),
+    "e3sparse.layers.layouts": ("Block", "Layout", "Species"),
 }
 
 __all__ = [

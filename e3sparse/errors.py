@@ -40,6 +40,12 @@ class Interrupted(E3SparseError):  # noqa: N818 -- what the user wanted
     exit_code = 130
 
 
+class Terminated(Interrupted):
+    """A command was stopped by SIGTERM."""
+
+    exit_code = 143
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the known word nearest to `word`, or `""`."""
     close = get_close_matches(word, list(known), n=1)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from e3sparse.errors import E3SparseError
 
 _PREFIX = ".writing-"
+_TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream error")
 LEFTOVERS = f"{_PREFIX}*"
 """Pattern of the names of files that were being written when a process was killed."""
 
@@ -39,6 +41,15 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise E3SparseError(_sentence(path, error)) from error
+    except RuntimeError as error:
+        # torch writes in C++, whose errors are of no kind that says why.
+        if not any(name in str(error) for name in _TORCH_WRITER):
+            raise
+        raise E3SparseError(
+            f"{path} cannot be written whole, mostly because the disk is full "
+            f"({shutil.disk_usage(path.parent).free / 2**20:.0f} MiB are free): free some, then "
+            "run this again."
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -17,9 +17,10 @@ MOVED = {
     "e3sparse.coupling": "e3sparse.layers.clebsch_gordan",
     "e3sparse.fingerprint": "e3sparse.adapter.fingerprint",
     "e3sparse.injection": "e3sparse.layers.injection",
+    "e3sparse.magnetism.products": "e3sparse.magnetism.graded_products",
     "e3sparse.merging": "e3sparse.layers.merging",
     "e3sparse.patching": "e3sparse.adapter.patching",
-    "e3sparse.paths": "e3sparse.layers.layouts",
+    "e3sparse.paths": "e3sparse.layers.kinds",
     "e3sparse.sparsity": "e3sparse.adapter.sparsity",
     "e3sparse.spins": "e3sparse.potentials.spins",
     "e3sparse.state": "e3sparse.adapter.state",
@@ -32,6 +33,8 @@ MOVED = {
     "e3sparse.training.frames": "e3sparse.frames.reading",
     "e3sparse.training.references": "e3sparse.frames.references",
     "e3sparse.training.report": "e3sparse.training.run_comparison",
+    "e3sparse_mace.products": "e3sparse_mace.contractions",
+    "e3sparse_mace.reading": "e3sparse_mace.model_layers",
 }
 
 

@@ -6,7 +6,7 @@ removed: whatever else lies in the folder is somebody's.
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -95,6 +95,7 @@ def check_output(
             "--out."
         )
     full = folder.resolve()  # `new/..` does not exist, and yet is the folder around it
+    _check_place(folder, full)
     if not full.exists() or (full.is_dir() and not any(full.iterdir())):
         return
     if not full.is_dir():
@@ -122,6 +123,20 @@ def check_output(
         )
 
 
+def _check_place(folder: Path, full: Path) -> None:
+    """Refuse a folder that could not be made, or written into, when everything is done."""
+    there = next(path for path in (full, *full.parents) if path.exists())
+    if there != full and not there.is_dir():
+        raise ConfigError(
+            f"{there} is a file, so that {folder} cannot be made: give another --out."
+        )
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{there} may not be written into (no permission, or a read-only file system): give "
+            "another --out."
+        )
+
+
 def remove_listed(folder: Path, name: str, listing: Listing) -> None:
     """Remove what a listing names, and folders that this leaves empty; links are not followed."""
     for file in listing.files:
@@ -132,7 +147,7 @@ def remove_listed(folder: Path, name: str, listing: Listing) -> None:
         if leftover.is_file() and not _through_link(folder, leftover):
             leftover.unlink()
     (folder / name).unlink(missing_ok=True)
-    _remove_empty(folder, listing.files)
+    _remove_empty(folder, {p for file in listing.files for p in PurePosixPath(file).parents})
 
 
 def _through_link(folder: Path, path: Path) -> bool:
@@ -140,8 +155,7 @@ def _through_link(folder: Path, path: Path) -> bool:
     return any((folder / part).is_symlink() for part in between if part != Path("."))
 
 
-def _remove_empty(folder: Path, files: Iterable[str]) -> None:
-    inside = {parent for file in files for parent in PurePosixPath(file).parents}
+def _remove_empty(folder: Path, inside: Iterable[PurePath]) -> None:
     # The longest first; `.` is the folder itself.
     for part in sorted(inside, key=lambda p: len(p.parts), reverse=True):
         path = folder / part
@@ -180,4 +194,5 @@ def exchange(new: Path, old: Path, name: str) -> None:
         if (new / file).is_file():
             (old / file).parent.mkdir(parents=True, exist_ok=True)
             os.replace(new / file, old / file)
-    _remove_empty(new, finished.files)
+    # A part of a run that had nothing left to do leaves a folder for a log, and no log.
+    _remove_empty(new, [path.relative_to(new) for path in new.rglob("*") if path.is_dir()])

@@ -6,8 +6,8 @@ from ase.build import molecule
 
 from e3sparse.magnetism import MagneticPotential, SpinBlock, SpinSettings, add_spins
 from e3sparse.magnetism.embedding import SpinEmbedding
+from e3sparse.magnetism.graded_products import GradedDot
 from e3sparse.magnetism.irreps import EVEN, PARITIES, Irrep
-from e3sparse.magnetism.products import GradedDot
 from e3sparse.potentials.spins import SPINS
 
 SMALL = {"channels": 3, "hidden": 2, "radial_width": 8, "readout_width": 8, "lmax": 2}

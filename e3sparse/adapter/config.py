@@ -1,25 +1,26 @@
 """`adapter_config.json`: which model an adapter belongs to and how its layers are laid out."""
 
-from json import loads
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    NonNegativeInt,
-    StrictInt,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, field_validator
 
-from e3sparse.errors import AdapterFileError
+from e3sparse.adapter.identity import BaseIdentity
+from e3sparse.adapter.stored import FORMAT_VERSION, FolderKind, StoredConfig, check_shape
 from e3sparse.layers.layouts import Layout
-from e3sparse.version import __version__
 
 CONFIG_NAME = "adapter_config.json"
-FORMAT_VERSION = 1
+TENSORS_NAME = "adapter_model.safetensors"
+
+__all__ = [
+    "CONFIG_NAME",
+    "FORMAT_VERSION",
+    "TENSORS_NAME",
+    "AdapterConfig",
+    "BlockEntry",
+    "LayerEntry",
+    "read_config",
+]
 
 
 class BlockEntry(BaseModel):
@@ -43,6 +44,12 @@ class LayerEntry(BaseModel):
     shape: tuple[NonNegativeInt, ...]
     blocks: list[BlockEntry]
 
+    @field_validator("shape")
+    @classmethod
+    def _possible(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
+        check_shape(shape)
+        return shape
+
     @classmethod
     def of(cls, layout: Layout) -> "LayerEntry":
         fields = BlockEntry.model_fields
@@ -50,17 +57,19 @@ class LayerEntry(BaseModel):
         return cls(kind=layout.kind, shape=layout.shape, blocks=blocks)
 
 
-class AdapterConfig(BaseModel):
-    """What `adapter_config.json` holds. Species are atomic numbers, energies eV."""
+class AdapterConfig(StoredConfig):
+    """What `adapter_config.json` holds. Species are atomic numbers, energies eV.
 
-    model_config = ConfigDict(extra="forbid")
+    Files of format version 1 have no `base`: of the model that they belong to they know the hash of
+    all parameters, `base_fingerprint`, alone.
+    """
 
-    format_version: StrictInt
     e3sparse_version: str
     e3nn_version: str
     framework: dict[str, str] = Field(default_factory=dict)
     base_model: str | None = None
     base_fingerprint: str
+    base: BaseIdentity | None = None
     clebsch_gordan: list[FiniteFloat]
     method: str
     settings: dict[str, Any]
@@ -72,36 +81,21 @@ class AdapterConfig(BaseModel):
     layers: dict[str, LayerEntry]
 
 
+ADAPTER_FOLDER = FolderKind(
+    CONFIG_NAME,
+    TENSORS_NAME,
+    AdapterConfig,
+    absent="is not an adapter folder",
+    invalid="is not an adapter config",
+)
+
+
 def read_config(directory: str | Path) -> AdapterConfig:
-    """Read and check `adapter_config.json`.
+    """Read and check `adapter_config.json`, without the tensors that it goes with.
 
     Raises
     ------
     AdapterFileError
         If it is missing, is no JSON, was written by a newer e3sparse, or lacks something.
     """
-    path = Path(directory) / CONFIG_NAME
-    try:
-        raw = loads(path.read_text())
-    except FileNotFoundError:
-        raise AdapterFileError(
-            f"{directory} is not an adapter folder: it has no {CONFIG_NAME}."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise AdapterFileError(f"{path} is not valid JSON ({error}): it may be cut off.") from None
-    except OSError as error:
-        raise AdapterFileError(f"{path} cannot be read ({error.strerror}).") from None
-    version = raw.get("format_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise AdapterFileError(
-            f"{path} has format version {version}, and this e3sparse "
-            f"({__version__}) reads up to {FORMAT_VERSION}: upgrade e3sparse."
-        )
-    try:
-        return AdapterConfig.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise AdapterFileError(
-            f"{path} is not an adapter config: {where}: {first['msg']}."
-        ) from None
+    return ADAPTER_FOLDER.read_config(Path(directory))

@@ -2,11 +2,13 @@
 
 import hashlib
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import nn
 
+from e3sparse.adapter.statistics import as_float32
 from e3sparse.layers.injection import SUBMODULE
 
 
@@ -14,16 +16,21 @@ def fingerprint(model: nn.Module) -> str:
     """Return a hash of the names, shapes and values of all base parameters.
 
     Values are hashed as float32, so that a model that was cast to float64 is still the same
-    model. Deltas do not count.
+    model. Deltas do not count. For what decides the answer besides, see
+    `e3sparse.adapter.identity.BaseIdentity`.
     """
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if f".{SUBMODULE}." in f".{name}":
-            continue
+    for name, parameter in base_parameters(model):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        values = parameter.detach().to(device="cpu", dtype=torch.float32).contiguous()
-        digest.update(values.numpy().tobytes())
+        digest.update(as_float32(parameter))
     return digest.hexdigest()
+
+
+def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters of a base model, by name, without those of deltas on it."""
+    for name, parameter in model.named_parameters():
+        if f".{SUBMODULE}." not in f".{name}":
+            yield name, parameter
 
 
 def clebsch_gordan_probe() -> list[float]:

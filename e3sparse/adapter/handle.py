@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from e3sparse.adapter.card import write_card
+from e3sparse.adapter.saving import save
 from e3sparse.adapter.sparsity import LayerRow, Sparsity, Summary
 from e3sparse.adapter.state import Record, State
 from e3sparse.adapter.statistics import statistics
@@ -66,7 +68,7 @@ class Adapter:
 
     @property
     def base_fingerprint(self) -> str:
-        """Hash of the base weights; see `e3sparse.adapter.fingerprint`."""
+        """Hash of the base weights; see `e3sparse.adapter.fingerprint.fingerprint`."""
         return self._state.fingerprint
 
     @property
@@ -188,11 +190,14 @@ class Adapter:
             self._set_rates(optimizer)
 
     def _set_rates(self, optimizer: torch.optim.Optimizer) -> None:
-        rate, mine = self.method.rate(self.progress), {id(p) for p in self.parameters()}
+        grown, mine = self.method.rate(self.progress), {id(p) for p in self.parameters()}
         for group in optimizer.param_groups:
             if any(id(p) in mine for p in group["params"]):
                 # Kept in the group, so that it is in the optimizer's state like the rate itself.
-                group["lr"] *= rate / group.get(RATE, 1.0)
+                before = group.get(RATE, 1.0)
+                own = group["lr"] / before  # what a scheduler makes of it
+                rate = min(grown, self.method.largest_rate(own))
+                group["lr"] *= rate / before
                 group[RATE] = rate
 
     def resume_at(self, steps: int, progress: float) -> None:
@@ -328,8 +333,16 @@ class Adapter:
         return self.model
 
     def save_pretrained(self, directory: str | Path, **metadata: Any) -> Path:
-        """Write the adapter folder; see `e3sparse.adapter.file`."""
+        """Write the adapter folder and its model card; see `saving.save` for the metadata."""
         self.notice_moved_buffers("a model that this adapter is loaded onto will differ")
-        from e3sparse.adapter.file import save
-
-        return save(self, Path(directory), **metadata)
+        folder = save(
+            Path(directory),
+            self._state,
+            self._record,
+            self.values(),
+            self.statistics(),
+            self.sparsity(),
+            **metadata,
+        )
+        write_card(folder)
+        return folder

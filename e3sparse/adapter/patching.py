@@ -1,6 +1,7 @@
 """Putting adapters on a model, finding them there, and merging all of them."""
 
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,14 +10,16 @@ from torch import Tensor, nn
 
 from e3sparse.adapter.fingerprint import fingerprint
 from e3sparse.adapter.handle import Adapter
+from e3sparse.adapter.identity import BaseIdentity
 from e3sparse.adapter.state import Record, State, state_of
 from e3sparse.adapter.statistics import BufferWatch
 from e3sparse.adapter.targets import Selection, Targets, select
 from e3sparse.deltas import Delta, Method, make_method
 from e3sparse.errors import ConfigError, PatchError, nearest
 from e3sparse.layers.injection import LayerDeltas
-from e3sparse.layers.layouts import Layout, Species, qualified_name
-from e3sparse.layers.merging import base_parameter
+from e3sparse.layers.kinds import qualified_name
+from e3sparse.layers.layouts import Layout, Species
+from e3sparse.layers.merging import base_parameter, check_fold
 
 WRAPPERS = {
     "torch.nn.parallel.data_parallel.DataParallel": "module",
@@ -48,6 +51,7 @@ def patch(
     total_steps: int | None = None,
     species: Species | None = None,
     fold_into: Mapping[str, str] | None = None,
+    constants: Mapping[str, float] | None = None,
     moving_statistics: bool = False,
     **settings: Any,
 ) -> Adapter:
@@ -73,6 +77,9 @@ def patch(
     fold_into
         For tensor products with external weights: module path of each, and of the linear layer
         that a merge folds its delta into.
+    constants
+        Numbers that decide what the model answers and are not in it, such as the cutoff of its
+        neighbour list, where a backend knows. An adapter file names them, and `load` compares.
     moving_statistics
         Let the running statistics of normalisation layers move in `train()` mode; they belong to
         this adapter then, and are saved, switched, merged and restored with it. Otherwise such
@@ -109,6 +116,12 @@ def patch(
         path: made.delta(layout, weight_like(path, layout), generator)
         for path, layout in selection.layers.items()
     }
+    if reasons := _hindrances(model, selection, fold_into or {}):
+        warnings.warn(
+            f"{len(reasons)} of {len(deltas)} patched layers cannot be merged, so that this "
+            f"adapter can be saved and not folded into the weights. {reasons[0]}",
+            stacklevel=2,
+        )
     return install(
         model,
         name,
@@ -119,8 +132,20 @@ def patch(
         total_steps=total_steps,
         species=species,
         fold_into=fold_into,
+        constants=constants,
         moving_statistics=moving_statistics,
     )
+
+
+def _hindrances(model: nn.Module, selection: Selection, fold_into: Mapping[str, str]) -> list[str]:
+    """Return why layers cannot be merged, one sentence each."""
+    reasons = []
+    for path, layout in selection.layers.items():
+        try:
+            check_fold(model, path, layout, fold_into)
+        except PatchError as error:
+            reasons.append(str(error))
+    return reasons
 
 
 def install(
@@ -135,6 +160,7 @@ def install(
     progress: float = 0.0,
     species: Species | None = None,
     fold_into: Mapping[str, str] | None = None,
+    constants: Mapping[str, float] | None = None,
     moving_statistics: bool = False,
     statistics: dict[str, Tensor] | None = None,
 ) -> Adapter:
@@ -157,6 +183,8 @@ def install(
             fold_into={},
             parameters=sum(p.numel() for p in model.parameters()),
             watch=BufferWatch(model),
+            constants=dict(constants or {}),
+            identity=BaseIdentity.of(model, constants),
         )
     if name in state.records:
         raise PatchError(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from e3sparse.adapter.targets import Skipped
+from e3sparse.adapter.targets import Skipped, passed_over
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,7 @@ class Summary:
             f"{row.zero_share:>6.1%}  {row.irreps}"
             for row in self.rows
         ]
-        reasons: dict[str, list[str]] = {}
-        for skip in self.skipped:
-            reasons.setdefault(f"{skip.kind}: {skip.reason}", []).append(skip.path)
-        if reasons:
+        if self.skipped:
             lines.append("passed over:")
-            lines += [f"  {len(p)} x {why} ({_shorten(p)})" for why, p in reasons.items()]
+            lines += [f"  {line}" for line in passed_over(self.skipped, self.sparsity.parameters)]
         return "\n".join(lines)
-
-
-def _shorten(paths: list[str]) -> str:
-    return ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from e3sparse.adapter.fingerprint import fingerprint
+from e3sparse.adapter.identity import BaseIdentity
 from e3sparse.adapter.statistics import BufferWatch, hold, release, statistics, write_statistics
 from e3sparse.adapter.targets import Skipped
 from e3sparse.deltas import Delta, Method
@@ -58,6 +59,8 @@ class State:
     scales: dict[str, Tensor] = field(default_factory=dict)  # of reweighted parameters
     watch: BufferWatch | None = None
     base_statistics: dict[str, Tensor] = field(default_factory=dict)  # while an adapter's are used
+    constants: dict[str, float] = field(default_factory=dict)  # what a backend knows of the base
+    identity: BaseIdentity | None = None  # None in a model that an older e3sparse has pickled
 
     def layers(self, model: nn.Module, name: str) -> dict[str, LayerDeltas]:
         """Return the patched layers of an adapter that is in the model, by module path."""
@@ -135,6 +138,8 @@ class State:
 
     def _loaded(self, model: nn.Module, keys: Any) -> None:
         self.fingerprint = fingerprint(model)
+        # The statistics that are in the model now may be an adapter's own.
+        self.identity = BaseIdentity.of(model, self.constants).without(self.base_statistics)
         self.watch = BufferWatch(model)
 
     def check_current(self, model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from e3sparse.layers.layouts import qualified_name
+from e3sparse.layers.kinds import qualified_name
 
 STATISTICS: set[str] = set()
 """Qualified names of the classes that move buffers of their own in `train()` mode."""
@@ -158,9 +158,14 @@ def _buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _digest(buffer: Tensor) -> bytes:
-    values = buffer.detach().cpu()
+    return hashlib.blake2b(as_float32(buffer), digest_size=16).digest()
+
+
+def as_float32(tensor: Tensor) -> bytes:
+    """Return values to be hashed: the same for a model that was cast from float32 to float64."""
+    values = tensor.detach().cpu()
     if values.is_floating_point():
         values = values.float()
     elif values.is_complex():
         values = torch.view_as_real(values.to(torch.complex64))
-    return hashlib.blake2b(values.contiguous().numpy().tobytes(), digest_size=16).digest()
+    return values.contiguous().numpy().tobytes()

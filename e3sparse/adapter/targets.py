@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -10,45 +10,60 @@ import torch
 from torch import nn
 
 from e3sparse.errors import TargetError, nearest
-from e3sparse.layers.layouts import Layout, PassedOver, Species, kind_names, kind_of
+from e3sparse.layers.kinds import PassedOver, kind_names, layers_of_a_kind
+from e3sparse.layers.layouts import Layout, Species
 from e3sparse.layers.merging import base_parameter
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 """A layer kind, `"everything"`, a glob or regex on module paths, a list, or a callable."""
 
 EVERYTHING = ("all", "everything")
+WEIGHTS = ("internal", "external")
+"""Whose the weights of a layer are, as in `"tp:internal"`."""
+
+
+UNKNOWN = "of no kind that e3sparse knows"
+"""Why a module that owns parameters gets no delta."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A layer of a known kind that gets no delta, and why."""
+    """A module with parameters that gets no delta, and why.
+
+    Attributes
+    ----------
+    path, reason
+        Where it is, and why it is passed over.
+    kind
+        Its layer kind; its class if it is of none that is known.
+    parameters
+        How many it owns.
+    """
 
     path: str
     kind: str
     reason: str
+    parameters: int = 0
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What `targets` picked: layouts by module path, and the layers passed over."""
+    """What `targets` picked: layouts by module path, and all else that owns parameters."""
 
     layers: dict[str, Layout]
     skipped: tuple[Skipped, ...]
 
 
 def candidates(model: nn.Module, species: Species | None = None) -> Selection:
-    """Find every layer of a known kind, whether or not it will be patched."""
+    """Find every layer of a known kind, and every module of another one that owns parameters."""
     species = species or Species()
     layers: dict[str, Layout] = {}
     skipped: list[Skipped] = []
-    for path, module in model.named_modules():
-        kind = kind_of(module)
-        if kind is None:
-            continue
+    for path, module, kind in layers_of_a_kind(model):
         try:
             layout = _patchable_layout(module, kind.layout)
         except PassedOver as why:
-            skipped.append(Skipped(path, kind.name, str(why)))
+            skipped.append(Skipped(path, kind.name, str(why), _parameters(module)))
             continue
         if path in species.axes:
             axis = species.axes[path]
@@ -67,7 +82,15 @@ def candidates(model: nn.Module, species: Species | None = None) -> Selection:
                 f"The species axis of '{path}' is given, and the model has no such layer."
                 f"{nearest(path, known)}"
             )
-    return Selection(layers, tuple(skipped))
+    return Selection(layers, (*skipped, *_unknown(model, known)))
+
+
+def _unknown(model: nn.Module, known: set[str]) -> Iterator[Skipped]:
+    for path, module in model.named_modules():
+        own = sum(p.numel() for p in module.parameters(recurse=False))
+        inside = path in known or any(not of or path.startswith(f"{of}.") for of in known)
+        if own and not inside:
+            yield Skipped(path, type(module).__name__, UNKNOWN, own)
 
 
 def select(model: nn.Module, targets: Targets, species: Species | None = None) -> Selection:
@@ -78,7 +101,9 @@ def select(model: nn.Module, targets: Targets, species: Species | None = None) -
     model
         Any module tree with e3nn layers.
     targets
-        `"linear"`, `"fctp"`, `"tp"`, `"mlp"`, or another registered kind; `"everything"` or
+        `"linear"`, `"fctp"`, `"tp"`, `"mlp"`, or another registered kind, of which
+        `"tp:internal"` means the layers that own their weights and `"tp:external"` those that
+        are given them, as convolutions are by a radial network; `"everything"` or
         `"all"` for all kinds (a backend may have a narrower `"all"`); a glob or a regular
         expression on module paths (a path picks everything below it); a list of such; or a
         callable `(path, module) -> bool`. A name that is both means the kind, if the model has
@@ -103,14 +128,19 @@ def select(model: nn.Module, targets: Targets, species: Species | None = None) -
     else:
         chosen, held = set(), {layout.kind for layout in found.layers.values()}
         for pattern in [targets] if isinstance(targets, str) else targets:
-            if pattern in held:
-                matches = {path for path, layout in found.layers.items() if layout.kind == pattern}
+            kind, _, weights = pattern.partition(":")
+            if kind in held and weights in ("", *WEIGHTS):
+                matches = {
+                    path
+                    for path, layout in found.layers.items()
+                    if layout.kind == kind and weights in ("", WEIGHTS[layout.external])
+                }
             else:
                 matches = {path for path in found.layers if _matches(pattern, path)}
             if not matches:
                 known = [*EVERYTHING, *held, *found.layers]
                 says = f"targets='{pattern}' matches no layer that can be patched."
-                if pattern in kind_names():
+                if kind in kind_names():
                     raise TargetError(f"{says} {_holdings(found)}")
                 raise TargetError(f"{says}{nearest(pattern, known)} {_holdings(found)}")
             chosen |= matches
@@ -119,11 +149,30 @@ def select(model: nn.Module, targets: Targets, species: Species | None = None) -
     layers = {path: layout for path, layout in found.layers.items() if path in chosen}
     _refuse_shared_weights(model, layers)
     left_out = tuple(
-        Skipped(path, layout.kind, "not among the targets")
+        Skipped(path, layout.kind, "not among the targets", _parameters(model.get_submodule(path)))
         for path, layout in found.layers.items()
         if path not in chosen
     )
     return Selection(layers, left_out + found.skipped)
+
+
+def passed_over(skipped: Sequence[Skipped], parameters: int) -> list[str]:
+    """Return a line for each kind and reason: how many modules, their share of `parameters`."""
+    groups: dict[tuple[str, str], list[Skipped]] = {}
+    for skip in skipped:
+        groups.setdefault((skip.kind, skip.reason), []).append(skip)
+    lines = []
+    for (kind, reason), group in groups.items():
+        own = sum(skip.parameters for skip in group)
+        share = f", {own / parameters:.1%} of the parameters" if own and parameters else ""
+        shown = ", ".join(skip.path or "the model itself" for skip in group[:3])
+        more = ", …" if len(group) > 3 else ""
+        lines.append(f"{len(group)} x {kind}: {reason}{share} ({shown}{more})")
+    return lines
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _patchable_layout(module: nn.Module, layout: Callable[[nn.Module], Layout]) -> Layout:
@@ -167,7 +216,7 @@ def _refuse_shared_weights(model: nn.Module, layers: dict[str, Layout]) -> None:
 def _holdings(found: Selection) -> str:
     counts = Counter(layout.kind for layout in found.layers.values())
     if not counts:
-        reasons = sorted({f"{s.kind}: {s.reason}" for s in found.skipped})
+        reasons = sorted({f"{s.kind}: {s.reason}" for s in found.skipped if s.reason != UNKNOWN})
         tail = f" Layers passed over: {'; '.join(reasons)}." if reasons else ""
         return "The model holds no layer of a kind that e3sparse knows." + tail
     kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))

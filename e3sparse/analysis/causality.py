@@ -101,8 +101,8 @@ def ablate(
     """
     if change.magnetic:
         raise ConfigError(
-            f"{change.name} was trained with spin-aware layers, whose part of the gain cannot be "
-            "told from that of the delta: leave --data out."
+            f"{change.name} was trained with spin-aware layers, whose share of the gain cannot be "
+            "separated from that of the delta: leave --data out."
         )
     potential = load_potential(
         change.model, backend=change.backend, head=change.head, device=device

@@ -76,6 +76,7 @@ def differing_settings(a: str | Path, b: str | Path) -> dict[str, tuple[object, 
     """Return what the two configs say differently, besides layers and counts."""
     one, two = read_config(a).model_dump(), read_config(b).model_dump()
     skipped = {"layers", "sparsity", "metrics", "clebsch_gordan", "energy_references"}
+    skipped |= {"digest", "base"}  # of the base, `base_fingerprint` is shown
     return {key: (one[key], two[key]) for key in one if key not in skipped and one[key] != two[key]}
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from e3sparse.analysis.causality import Ablation
 
 MOST_COLUMNS = 20
+SUFFIXES = ("png", "svg")
 _MARKERS = "os^Dv<>P*X"
 _STYLES = ("-", "--", ":", "-.")
 
@@ -181,7 +182,7 @@ def ablation(found: "Ablation", name: str, top: int = 15) -> Figure:
 
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Write `name.png` and `name.svg`."""
-    for suffix in ("png", "svg"):
+    for suffix in SUFFIXES:
         with replacing(folder / f"{name}.{suffix}") as temporary:
             figure.savefig(temporary, dpi=150, format=suffix)
 

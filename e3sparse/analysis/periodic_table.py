@@ -12,7 +12,7 @@ def place(number: int) -> tuple[int, int]:
         Atomic number from 1 to 118.
     """
     if not 1 <= number <= 118:
-        raise ValueError(f"{number} is no atomic number.")
+        raise ValueError(f"{number} is not an atomic number.")
     period = next(i for i, last in enumerate(_NOBLE) if number <= last)
     position = number - (_NOBLE[period - 1] if period else 0) - 1
     # Groups 1 and 2 from the left; of the two long periods, the 4f and 5f elements below; the

@@ -129,8 +129,8 @@ def change_of(
     """
     if adapter.merged or any(other.merged for other in adapters(adapter.model).values()):
         raise PatchError(
-            "The model holds merged weights, and W is wanted besides ΔW: restore() the adapters "
-            "and attach() this one first."
+            "The adapters are merged into the weights, and the tables need W apart from ΔW: "
+            "restore() them and attach() this one first."
         )
     layouts, values = adapter.layouts, adapter.values()
     # In the order of the model, which a saved file need not keep.
@@ -159,6 +159,7 @@ def _adapter(origin: Origin, models: _Models) -> Change:
         name="report",
         species=potential.species,
         fold_into=potential.fold_into,
+        constants=potential.constants,
     )
     change = change_of(adapter, model=origin.base)
     adapter.remove()
@@ -197,8 +198,8 @@ def _whole_model(origin: Origin, models: _Models) -> Change:
     layouts = {path: layout for path, layout in found.items() if not layout.external}
     if any(path not in there or there[path].shape != v.shape for path, v in layouts.items()):
         raise ConfigError(
-            f"{files[0]} and {origin.base} are not of one architecture, so {origin.base} cannot be "
-            "its base model: give the right one with --base."
+            f"{files[0]} and {origin.base} have different architectures, so the second cannot be "
+            "the base model of the first: give the right one with --base."
         )
     weights = {path: _weight(base.module, path, layout) for path, layout in layouts.items()}
     deltas = {

@@ -1,7 +1,6 @@
 """One page on what fine-tunings changed, with its figures and tables as files."""
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,13 +23,20 @@ from e3sparse.analysis.tables import (
     species_table,
     total,
 )
-from e3sparse.errors import ConfigError
 from e3sparse.files import replacing
+from e3sparse.output_folders import (
+    Listing,
+    check_output,
+    exchange,
+    read_listing,
+    remove_listed,
+    write_listing,
+)
 
 if TYPE_CHECKING:
     from e3sparse.analysis.causality import Ablation
 
-PAGE = "index.html"
+PAGE, LISTING = "index.html", "e3sparse-report.json"
 
 
 def check_folder(out: Path, overwrite: bool) -> None:
@@ -41,15 +47,7 @@ def check_folder(out: Path, overwrite: bool) -> None:
     ConfigError
         If it holds something already, and is not a report that may be replaced.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / PAGE).is_file():
-        raise ConfigError(
-            f"{out} exists and is not the folder of a report (it has no {PAGE}): give another "
-            "--out."
-        )
-    if not overwrite:
-        raise ConfigError(f"{out} exists. Give another --out, or --overwrite to replace it.")
+    check_output(out, LISTING, "the folder of a report", {}, overwrite=overwrite)
 
 
 def write_report(
@@ -67,7 +65,8 @@ def write_report(
     changes
         Of one base model; the first is what the report is on, the others are compared with it.
     out
-        Folder: `index.html`, `figures/` and `tables/`.
+        Folder: `index.html`, `figures/` and `tables/`, and a file that lists them: what it does not
+        list is not replaced.
     ablations
         Of any of the changes, by name.
     summary
@@ -84,27 +83,48 @@ def write_report(
     ------
     ConfigError
         If there is something in the folder already; nothing is changed then.
+    E3SparseError
+        If it cannot be written, such as on a full disk; an older report is as it was then.
     """
     out = Path(out)
     check_folder(out, overwrite)
     ablations = ablations or {}
     drawn = _figures(changes, ablations)
     tables = _tables(changes, ablations)
-    for folder in ("figures", "tables"):
-        if (out / folder).is_dir():
-            shutil.rmtree(out / folder)
-    for name, table in tables.items():
-        with replacing(out / "tables" / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False)
-    inline = {}
-    for name, (figure, caption) in drawn.items():
-        figures.save(figure, out / "figures", name)
-        svg = (out / "figures" / f"{name}.svg").read_text(encoding="utf-8")
-        inline[name] = {"svg": _inlined(svg, name), "caption": caption}
-    page = render(changes, ablations, tables, inline, summary)
-    with replacing(out / PAGE) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    files = [f"tables/{name}.csv" for name in tables]
+    files += [f"figures/{name}.{suffix}" for name in drawn for suffix in figures.SUFFIXES]
+    listing = Listing(written_by="e3sparse report", files=[*files, PAGE])
+    # Beside an older one, which stays as it is until this one is whole.
+    older = read_listing(out, LISTING, Listing) is not None
+    folder = out.resolve().with_name(f"{out.resolve().name}.unfinished") if older else out
+    if older:
+        _remove(folder)
+    write_listing(folder, LISTING, listing)
+    try:
+        for name, table in tables.items():
+            with replacing(folder / "tables" / f"{name}.csv") as temporary:
+                table.to_csv(temporary, index=False)
+        inline = {}
+        for name, (figure, caption) in drawn.items():
+            figures.save(figure, folder / "figures", name)
+            svg = (folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+            inline[name] = {"svg": _inlined(svg, name), "caption": caption}
+        page = render(changes, ablations, tables, inline, summary)
+        with replacing(folder / PAGE) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    except BaseException:
+        _remove(folder)
+        raise
+    if older:
+        exchange(folder, out, LISTING)
     return out / PAGE
+
+
+def _remove(folder: Path) -> None:
+    """Remove a report that did not come to its end."""
+    begun = read_listing(folder, LISTING, Listing)
+    if begun is not None:
+        remove_listed(folder, LISTING, begun)
 
 
 def _figures(

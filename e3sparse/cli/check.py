@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from e3sparse.cli.options import (
     BackendOption,
@@ -15,6 +15,7 @@ from e3sparse.cli.options import (
     HeadOption,
     ModelArgument,
     SpinsOption,
+    TrustOption,
 )
 from e3sparse.cli.tables import out
 from e3sparse.errors import ConfigError
@@ -43,6 +44,7 @@ def check(
     dtype: Annotated[
         str, typer.Option(help="float64, which tests float32 too, or float32 alone.")
     ] = "float64",
+    trust_model: TrustOption = False,
     json: Annotated[Path | None, typer.Option(help="Write the results here too.")] = None,
 ) -> None:
     """Test the symmetries of a model; exit code 1 if one that it promises is broken."""
@@ -50,8 +52,17 @@ def check(
 
     from e3sparse.files import replacing
     from e3sparse.potentials.structure_files import read_structures
-    from e3sparse.symmetry.loading import load_subject
-    from e3sparse.symmetry.suite import CHECKS, run
+
+    try:
+        from e3sparse.symmetry.loading import load_subject
+        from e3sparse.symmetry.suite import CHECKS, run
+    except ModuleNotFoundError as error:
+        if error.name != "hypothesis":
+            raise
+        raise ConfigError(
+            "The checks draw their cases by hypothesis, which is not installed: "
+            "pip install 'e3sparse[symmetry]'."
+        ) from None
 
     if dtype not in ("float32", "float64"):
         raise ConfigError(f"--dtype is float32 or float64, not '{dtype}'.")
@@ -88,26 +99,24 @@ def check(
                 if result.cases
                 else ("", "", "")
             )
-            color = _COLORS[result.status]
-            table.add_row(
-                result.check, escape(result.claim), *measured, f"[{color}]{result.status}[/]"
-            )
+            verdict = Text(result.status, style=_COLORS[result.status])
+            table.add_row(result.check, result.claim, *measured, verdict)
     out.print(table)
     out.print(
         "Errors are relative to the largest value, or to 1 eV, 1 eV/Å, 0.1 eV/Å³ where it is less."
     )
     for result in results:
         if result.status == "failed":
-            out.print(escape(f"\n{result}"))
+            out.print(f"\n{result.message()}")
         elif result.reason and result.status != "passed":
-            out.print(escape(f"{result.check}: {result.status}. {result.reason}"))
+            out.print(f"{result.check}: {result.status}. {result.reason}")
     if json is not None:
         document = _document(model, adapter, subject.dtype, results)
         with replacing(json) as temporary:
             temporary.write_text(document)
     failed = [result.check for result in results if not result.ok]
     if failed:
-        out.print(f"[bold red]Broken:[/] {', '.join(failed)}.")
+        out.print(Text("Broken: ", style="bold red"), ", ".join(failed), ".", sep="")
         raise typer.Exit(1)
 
 

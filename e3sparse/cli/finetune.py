@@ -15,6 +15,7 @@ from e3sparse.cli.options import (
     MomentsKey,
     SpinKey,
     StressKey,
+    TrustOption,
 )
 from e3sparse.cli.tables import out, print_errors
 from e3sparse.errors import ConfigError
@@ -43,6 +44,13 @@ def finetune(
         int | None, typer.Option(help="How many of them share each step.  (default 1)")
     ] = None,
     dtype: DtypeOption = None,
+    accelerate: Annotated[
+        str | None,
+        typer.Option(
+            help="How the model is evaluated: auto; none, as the framework does; cueq "
+            "(cuEquivariance), for SevenNet also flash or oeq.  (default auto)"
+        ),
+    ] = None,
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
@@ -56,6 +64,14 @@ def finetune(
             rich_help_panel=_DATA,
         ),
     ] = None,
+    refit_e0s: Annotated[
+        bool,
+        typer.Option(
+            "--refit-e0s/--no-refit-e0s",
+            help="Fit the references that were fitted once more after training.",
+            rich_help_panel=_DATA,
+        ),
+    ] = True,
     skip_faulty: Annotated[
         bool,
         typer.Option(
@@ -198,7 +214,25 @@ def finetune(
             help="Validations without progress before stopping.", rich_help_panel=_TRAINING
         ),
     ] = None,
+    recover: Annotated[
+        bool,
+        typer.Option(
+            "--recover/--no-recover",
+            help="Go back to an earlier state, and on at half the rate, when losses leave all "
+            "bounds.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = True,
+    allow_worse: Annotated[
+        bool,
+        typer.Option(
+            "--allow-worse",
+            help="Write the model even if its validation loss is higher than the base model's.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="(default 0)", rich_help_panel=_TRAINING)] = None,
+    trust_model: TrustOption = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder.")
@@ -227,7 +261,9 @@ def finetune(
         "device": device,
         "devices": devices,
         "dtype": dtype,
+        "accelerate": accelerate,
         "e0s": e0s,
+        "refit_e0s": None if refit_e0s else False,
         "skip_faulty": skip_faulty or None,
         "energy_only": energy_only or None,
         "check_units": None if check_units else False,
@@ -246,6 +282,8 @@ def finetune(
         "lr": lr,
         "optimizer": optimizer,
         "patience": patience,
+        "recover": None if recover else False,
+        "allow_worse": allow_worse or None,
         "seed": seed,
     }
     nested: dict[str, dict[str, Any]] = {
@@ -266,7 +304,8 @@ def finetune(
         "method_settings": {"target_sparsity": target_sparsity} | _settings(set_ or []),
     }
     if resume:
-        changed = [k for k, v in given.items() if v is not None and k != "out"]
+        also = {"out", "allow_worse"}
+        changed = [k for k, v in given.items() if v is not None and k not in also]
         changed += [k for k, part in nested.items() if any(v is not None for v in part.values())]
         if changed or config:
             raise ConfigError(
@@ -275,6 +314,7 @@ def finetune(
             )
         folder = out_ or Path("run")
         values = read_settings(RunFolder.resumed(folder).path) | {"out": folder}
+        values |= {"allow_worse": True} if allow_worse else {}
     else:
         values = read_config(config) if config else {}
         values |= {k: v for k, v in given.items() if v is not None}

@@ -1,6 +1,5 @@
 """`e3sparse evaluate`, `merge` and `inspect`: what can be done with a model file."""
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +18,7 @@ from e3sparse.cli.options import (
     SpinKey,
     SpinsOption,
     StressKey,
+    TrustOption,
 )
 from e3sparse.cli.tables import out, print_errors
 from e3sparse.errors import ConfigError, TargetError
@@ -51,6 +51,7 @@ def evaluate(
             help="Leave out frames that cannot be used or are nothing like the rest.",
         ),
     ] = False,
+    trust_model: TrustOption = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures here too.")] = None,
 ) -> None:
     """Print the errors of a model on labelled frames, per file and per element.
@@ -61,7 +62,6 @@ def evaluate(
     from e3sparse.frames.evaluation import error_table, errors, predict
     from e3sparse.frames.reading import LabelKeys, read_file
     from e3sparse.frames.references import fit_references
-    from e3sparse.symmetry.loading import with_spins
     from e3sparse.training.plausibility import faulty_frames, other_units, said
 
     if e0s not in ("keep", "fit"):
@@ -69,7 +69,10 @@ def evaluate(
     potential = _load(model, backend, head, device, dtype)
     if adapter is not None:
         potential.load_adapter(adapter)
-    potential = with_spins(potential, spins)
+    if spins is not None:
+        from e3sparse.magnetism.saved_layers import with_forces
+
+        potential = with_forces(potential, spins)
     given = {
         "energy": energy_key,
         "forces": forces_key,
@@ -116,6 +119,7 @@ def merge(
     out_: Annotated[Path, typer.Option("--out", help="Model file to write.")],
     backend: BackendOption = None,
     head: HeadOption = None,
+    trust_model: TrustOption = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Fold adapters into their base model and write an ordinary model file."""
@@ -139,10 +143,11 @@ def inspect(
     ] = None,
     backend: BackendOption = None,
     head: HeadOption = None,
+    trust_model: TrustOption = False,
 ) -> None:
     """Show which layers a model has, and what each target would patch."""
-    from e3sparse.adapter.targets import candidates, select
-    from e3sparse.layers.layouts import kind_names
+    from e3sparse.adapter.targets import candidates, passed_over, select
+    from e3sparse.layers.kinds import kind_names
 
     potential = _load(model, backend, head, "cpu", None)
     found = candidates(potential.module, potential.species)
@@ -177,9 +182,8 @@ def inspect(
             path, layout.kind, f"{layout.numel:,}", "" if axis is None else str(axis), layout.irreps
         )
     out.print(listing)
-    reasons = Counter(f"{s.kind}: {s.reason}" for s in found.skipped)
-    for reason, count in reasons.items():
-        out.print(f"Passed over, {count} x {reason}")
+    for line in passed_over(picked.skipped, parameters):
+        out.print(f"Passed over: {line}", markup=False, soft_wrap=True)
 
 
 def _load(

@@ -16,6 +16,22 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or aut
 DtypeOption = Annotated[
     str | None, typer.Option(help="float32 or float64; the file's if left out.")
 ]
+
+
+def _trust(context: typer.Context, trusted: bool) -> bool:
+    if trusted:
+        from e3sparse.potentials.trust import trusting
+
+        context.with_resource(trusting())  # until the command has ended
+    return trusted
+
+
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-model", help="Load model files whatever they run when loaded.", callback=_trust
+    ),
+]
 EnergyKey = Annotated[str | None, typer.Option(help="Energy label.  (default REF_energy)")]
 ForcesKey = Annotated[str | None, typer.Option(help="Forces label.  (default REF_forces)")]
 MomentsKey = Annotated[

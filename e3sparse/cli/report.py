@@ -13,6 +13,7 @@ from e3sparse.cli.options import (
     ForcesKey,
     HeadOption,
     StressKey,
+    TrustOption,
 )
 from e3sparse.cli.tables import frame_table
 from e3sparse.cli.tables import out as console
@@ -49,6 +50,7 @@ def report(
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
+    trust_model: TrustOption = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report.")] = False,
 ) -> None:
     """Show which angular-momentum channels of which elements a fine-tuning changed.

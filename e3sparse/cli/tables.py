@@ -4,26 +4,23 @@ import sys
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# In a file or a pipe nobody sees 80 columns.
-out = Console(width=None if sys.stdout.isatty() else 120)
+# In a file or a pipe nobody sees 80 columns. Paths may hold what Rich would take for markup.
+out = Console(width=None if sys.stdout.isatty() else 120, markup=False)
 
 
 def print_errors(table: "pd.DataFrame", title: str) -> None:
     """Print mean absolute errors, and those of forces and moments by element."""
-    units = {
-        "energy": "meV/atom",
-        "forces": "meV/Å",
-        "stress": "meV/Å³",
-        "moments": "μ_B",
-        "magnetic_forces": "meV/rad",
+    from e3sparse.potentials.quantities import QUANTITIES
+
+    columns = {
+        f"{name}_mae": f"{name} MAE ({quantity.unit_of_error})"
+        for name, quantity in QUANTITIES.items()
     }
-    columns = {f"{name}_mae": f"{name} MAE ({unit})" for name, unit in units.items()}
     columns["sign_errors"] = "moments of the wrong sign (share)"
     main = table[[c for c in columns if c in table]].rename(columns=columns)
     out.print(frame_table(main, title, ".3f"))
@@ -51,5 +48,5 @@ def frame_table(frame: "pd.DataFrame", title: str, number: str) -> Table:
     for column in frame.columns:
         table.add_column(str(column), justify="right", overflow="fold")
     for name, *values in frame.itertuples():
-        table.add_row(escape(str(name)), *map(cell, values))
+        table.add_row(str(name), *map(cell, values))
     return table

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from e3sparse.errors import DataError, nearest
+from e3sparse.potentials.quantities import QUANTITIES, values_of
 from e3sparse.potentials.spins import MAGNETIC, SPINS, as_vectors, directions_of
 
 Array = NDArray[np.float64]
@@ -43,6 +44,8 @@ class Entry:
         (N,) in μ_B of a collinear calculation or (N, 3); None where the source has none.
     magnetic_forces
         (N, 3), in the unit of the source; None where the source has none.
+    others
+        Further labels by name; see `e3sparse.potentials.quantities`.
     info
         What else is kept of the frame, by the name that the file gives it.
     position
@@ -59,6 +62,7 @@ class Entry:
     magnetic_forces: Array | None = None
     info: Mapping[str, str | float] = field(default_factory=dict)
     position: int = 0
+    others: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def magnetic(self) -> bool:
@@ -76,20 +80,20 @@ class Entry:
         self._check("positions", atoms.positions, (n, 3))
         if atoms.pbc.any() and not abs(atoms.cell.volume) > 1e-3:
             raise DataError(f"{self.where} is periodic, but its cell has no volume.")
-        self._check("energy", np.asarray(self.energy), ())
-        self._check("forces", self.forces, (n, 3))
-        if self.magnetic_forces is not None:
-            self._check("magnetic forces", self.magnetic_forces, (n, 3))
-        if self.moments is not None:
-            as_vectors(self.moments, n, f"{self.where}: the moments")
+        for name, label in values_of(self).items():
+            if name == "moments":  # collinear ones are numbers
+                as_vectors(label, n, f"{self.where}: the moments")
+                continue
+            quantity = QUANTITIES[name]
+            shape = ((n,) if quantity.per_atom else ()) + quantity.shape
+            self._check(quantity.title, np.asarray(label), shape)
         if self.stress is not None:
-            self._check("stress", self.stress, (3, 3))
             skew, largest = np.abs(self.stress - self.stress.T).max(), np.abs(self.stress).max()
             if skew > _ASYMMETRY * largest:
                 raise DataError(
                     f"{self.where}: the stress is not symmetric (components differ from their "
-                    f"transposes by up to {skew / largest:.0%} of the largest one), so it is none. "
-                    "Are its components in another order?"
+                    f"transposes by up to {skew / largest:.0%} of the largest one), so it is no "
+                    "stress tensor. Are its components in another order?"
                 )
 
     def _check(self, name: str, values: Array, shape: tuple[int, ...]) -> None:
@@ -105,19 +109,17 @@ class Entry:
         atoms = Atoms(
             self.atoms.numbers, self.atoms.positions, cell=self.atoms.cell, pbc=self.atoms.pbc
         )
-        atoms.info["REF_energy"] = float(self.energy)
-        if self.stress is not None:
-            atoms.info["REF_stress"] = (self.stress + self.stress.T) / 2
+        for name, label in values_of(self).items():
+            key = QUANTITIES[name].key
+            if QUANTITIES[name].per_atom:
+                atoms.arrays[key] = label
+            else:
+                atoms.info[key] = (label + label.T) / 2 if name == "stress" else label
+            if name == "moments":
+                vectors = as_vectors(label, len(atoms), f"{self.where}: the moments")
+                atoms.arrays[SPINS] = directions_of(vectors)
         atoms.info.update(self.info)
-        atoms.arrays["REF_forces"] = self.forces
-        if self.moments is not None:
-            atoms.arrays["REF_magmom"] = self.moments
-            vectors = as_vectors(self.moments, len(atoms), f"{self.where}: the moments")
-            atoms.arrays[SPINS] = directions_of(vectors)
-        else:
-            atoms.arrays[SPINS] = np.zeros((len(atoms), 3))
-        if self.magnetic_forces is not None:
-            atoms.arrays["REF_magforces"] = self.magnetic_forces
+        atoms.arrays.setdefault(SPINS, np.zeros((len(atoms), 3)))
         return atoms
 
 

@@ -103,7 +103,7 @@ class _System:
         unknown = types[real & ((types < 0) | (types >= len(self.symbols)))]
         if unknown.size:
             raise DataError(
-                f"{where}: type {unknown[0]} is none of the {len(self.symbols)} in type_map.raw."
+                f"{where}: type {unknown[0]} is not one of the {len(self.symbols)} in type_map.raw."
             )
 
         vectors = {

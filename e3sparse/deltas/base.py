@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from math import inf
 from typing import Any, ClassVar
 
 import numpy as np
@@ -63,6 +64,10 @@ class Method(BaseModel, ABC):
     def rate(self, progress: float) -> float:
         """Return by what the learning rates of `param_groups` are multiplied at `progress`."""
         return 1.0
+
+    def largest_rate(self, lr: float) -> float:
+        """Return what `rate` counts for at most where the learning rate is `lr` without it."""
+        return inf
 
     def settled(self, progress: float) -> bool:
         """Whether the schedule has come to the final sparsity at `progress`."""

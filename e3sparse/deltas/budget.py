@@ -1,7 +1,7 @@
 """Sparsity by budget: ask for a share of zeros and get exactly that."""
 
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, inf
 from typing import Any, ClassVar
 
 import torch
@@ -72,7 +72,10 @@ class Budget(Method):
 
     The learning rate is that of the start, when all entries are trained. It grows as a power of the
     share of entries that are left: by `growth` of 1/2 a step of Adam has the same Euclidean length
-    at the end as at the start, by 1 the same sum of moves, though fewer entries make them.
+    at the end as at the start, by 1 the same sum of moves, though fewer entries make them. Path
+    weights are of the size of 1, as e3nn normalises them, and a step of Adam moves an entry by the
+    learning rate: near 1 each step undoes what the weight was, and trainings may explode. One of
+    `e3sparse finetune` notices; `largest_lr` bounds the growth.
 
     Attributes
     ----------
@@ -92,6 +95,8 @@ class Budget(Method):
     growth
         The learning rate is multiplied by the kept share to the power of -`growth`, if
         `Adapter.step` is given the optimizer; 0 leaves it as it is.
+    largest_lr
+        The learning rate grows no further than that; None for no bound.
     beta2
         Of an Adam: how slowly it forgets the squares of gradients. At 0.999 it learns too late that
         they have grown, which a learning rate that grows does not forgive.
@@ -106,6 +111,7 @@ class Budget(Method):
     memory: float = Field(30.0, ge=1)
     weight_decay: float = Field(0.0, ge=0)
     growth: float = Field(0.75, ge=0, le=1)
+    largest_lr: float | None = Field(None, gt=0)
     beta2: float = Field(0.99, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -135,6 +141,9 @@ class Budget(Method):
     def rate(self, progress: float) -> float:
         kept = 1 - self.sparsity_at(progress)
         return float(kept**-self.growth)
+
+    def largest_rate(self, lr: float) -> float:
+        return inf if self.largest_lr is None or lr <= 0 else max(1.0, self.largest_lr / lr)
 
     def settled(self, progress: float) -> bool:
         return progress >= self.ramp_end

@@ -1,7 +1,7 @@
 """Labelled frames with their graphs, in batches."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from e3sparse.frames.reading import Array, Frame
 from e3sparse.potentials.backends import Potential
+from e3sparse.potentials.quantities import Quantity, further_quantities
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Batch:
         (N, 3) in μ_B, for magnetic models.
     magnetic_forces
         (N, 3) in eV per radian, where every frame has them.
+    others
+        Further quantities by name, where a frame has them: (N, …) or (B, …), NaN where there is
+        no label.
     """
 
     inputs: Any
@@ -49,10 +53,13 @@ class Batch:
     numbers: Tensor
     moments: Tensor | None = None
     magnetic_forces: Tensor | None = None
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         parts = {name: part for name, part in vars(self).items() if part is not None}
-        return replace(self, **{name: part.to(device) for name, part in parts.items()})
+        others = {name: label.to(device) for name, label in parts.pop("others").items()}
+        moved = {name: part.to(device) for name, part in parts.items()}
+        return replace(self, **moved, others=others)
 
 
 class FrameDataset(Dataset[tuple[Any, Frame, float]]):
@@ -110,10 +117,16 @@ def loader(
 def collate(potential: Potential, items: Sequence[tuple[Any, Frame, float]]) -> Batch:
     """Return items of a `FrameDataset` as one batch."""
     graphs, frames, offsets = zip(*items, strict=True)
-    dtype = potential.dtype
+    return labels_of(frames, offsets, potential.dtype, potential.collate(graphs))
+
+
+def labels_of(
+    frames: Sequence[Frame], offsets: Sequence[float], dtype: torch.dtype, inputs: Any = None
+) -> Batch:
+    """Return the labels of frames as one batch, energies less an offset for each frame."""
     stress = [torch.zeros(3, 3) if f.stress is None else f.stress for f in frames]
     return Batch(
-        inputs=potential.collate(graphs),
+        inputs=inputs,
         energy=torch.tensor(
             [f.energy - o for f, o in zip(frames, offsets, strict=True)], dtype=torch.float64
         ),
@@ -124,6 +137,11 @@ def collate(potential: Potential, items: Sequence[tuple[Any, Frame, float]]) -> 
         numbers=torch.cat([torch.as_tensor(f.atoms.numbers) for f in frames]).long(),
         moments=_per_atom([f.moments for f in frames], dtype),
         magnetic_forces=_per_atom([f.magnetic_forces for f in frames], dtype),
+        others={
+            quantity.name: _further(quantity, frames, dtype)
+            for quantity in further_quantities()
+            if any(quantity.name in frame.others for frame in frames)
+        },
     )
 
 
@@ -132,3 +150,12 @@ def _per_atom(labels: Sequence[Array | None], dtype: torch.dtype) -> Tensor | No
     if len(known) < len(labels):
         return None
     return torch.as_tensor(np.concatenate(known), dtype=dtype)
+
+
+def _further(quantity: Quantity, frames: Sequence[Frame], dtype: torch.dtype) -> Tensor:
+    labels = []
+    for frame in frames:
+        rows = len(frame.atoms) if quantity.per_atom else 1
+        label = frame.others.get(quantity.name, np.nan)
+        labels.append(np.broadcast_to(label, (rows, *quantity.shape)))
+    return torch.as_tensor(np.concatenate(labels), dtype=dtype)

@@ -1,7 +1,7 @@
 """Errors of a potential on labelled frames."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -13,70 +13,64 @@ from e3sparse.frames.batches import FrameDataset, loader
 from e3sparse.frames.reading import Array, Frame
 from e3sparse.frames.references import reference_energy
 from e3sparse.potentials.backends import Potential
+from e3sparse.potentials.quantities import (
+    QUANTITIES,
+    Quantity,
+    record_values,
+    value_of,
+    values_of,
+)
+from e3sparse.potentials.single_points import by_structure
 from e3sparse.potentials.spins import MAGNETIC
 
 MEV = 1000.0
 PERIODICITY = ("no cell", "wire", "slab", "crystal")
 """What a frame is by its number of periodic directions."""
-_LABELS = {
-    "energy": "meV/atom",
-    "forces": "meV/Å",
-    "stress": "meV/Å³",
-    "moments": "μ_B",
-    "magnetic_forces": "meV per radian",
-}
 _WORSE, _LEAST = 1.02, 1e-3
 """A label got worse if its error grew by more than this factor, and to more than this."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Energies (eV), forces (eV/Å), stresses (eV/Å³) and magnetic moments (μ_B) for some frames."""
+    """What a potential says of some frames; units as `e3sparse.potentials.quantities` has them.
+
+    Attributes
+    ----------
+    energy
+        (frames,) in eV.
+    forces, stress, moments, magnetic_forces
+        Of each frame, None where there is none.
+    others
+        Further quantities of each frame, by name.
+    """
 
     energy: Array  # (frames,)
     forces: list[Array]  # (atoms, 3) each
     stress: list[Array | None]  # (3, 3) each
     moments: list[Array | None]  # (atoms, 3) each
     magnetic_forces: list[Array | None]  # (atoms, 3) each, eV per radian
+    others: Mapping[str, list[Array | None]] = field(default_factory=dict)
+
+    def shifted(self, frames: Sequence[Frame], references: Mapping[int, float]) -> "Predictions":
+        """Return those of the same model with other energy references: these added, in eV."""
+        offsets = np.array([reference_energy(frame, references) for frame in frames])
+        return replace(self, energy=self.energy + offsets)
 
     def of(self, numbers: Sequence[int]) -> "Predictions":
         """Return those for some of the frames."""
-
-        def some(values: list[Any]) -> list[Any]:
-            return [values[n] for n in numbers]
-
-        return Predictions(
-            self.energy[list(numbers)],
-            some(self.forces),
-            some(self.stress),
-            some(self.moments),
-            some(self.magnetic_forces),
-        )
+        some = {name: [values[n] for n in numbers] for name, values in values_of(self).items()}
+        return Predictions(**record_values(some | {"energy": self.energy[list(numbers)]}))
 
 
 def predict(potential: Potential, frames: Sequence[Frame], batch_size: int = 16) -> Predictions:
     """Evaluate a potential on frames, labels unused."""
     potential.module.eval()
-    energies: list[Array] = []
-    forces: list[Array] = []
-    stresses: list[Array | None] = []
-    moments: list[Array | None] = []
-    turning: list[Array | None] = []
+    found: list[dict[str, Array]] = []
     for batch in loader(FrameDataset(frames, potential, {}), potential, batch_size):
         out = potential.forward(batch.inputs.to(potential.device))
-        energies.append(out.energy.detach().cpu().double().numpy())
-        splits = np.cumsum(batch.atoms.numpy())[:-1]
-        forces += np.split(out.forces.detach().cpu().double().numpy(), splits)
-        if out.stress is None:
-            stresses += [None] * len(batch.atoms)
-        else:
-            stresses += list(out.stress.detach().cpu().double().numpy())
-        for found, into in ((out.moments, moments), (out.magnetic_forces, turning)):
-            if found is None:
-                into += [None] * len(batch.atoms)
-            else:
-                into += np.split(found.detach().cpu().double().numpy(), splits)
-    return Predictions(np.concatenate(energies), forces, stresses, moments, turning)
+        found += by_structure(out, batch.atoms.tolist())
+    values: dict[str, Any] = {name: [of.get(name) for of in found] for name in QUANTITIES}
+    return Predictions(**record_values(values | {"energy": np.array(values["energy"])}))
 
 
 def errors(
@@ -94,48 +88,48 @@ def errors(
     Returns
     -------
     dict
-        `energy_*` in meV/atom, `forces_*` in meV/Å, `stress_*` in meV/Å³ (each where there are
-        labels), `forces_mae_<symbol>` per element, and of magnetic models what `moment_errors`
-        returns and `magnetic_forces_*` in meV per radian.
+        Of each quantity that has labels `<name>_mae` and `<name>_rmse`, in the unit of its
+        description: `energy_*` in meV/atom, `forces_*` in meV/Å, `stress_*` in meV/Å³,
+        `magnetic_forces_*` in meV/rad; `forces_mae_<symbol>` per element; and of the
+        moments of magnetic models what `moment_errors` returns.
     """
     offsets = np.array([reference_energy(f, references or {}) for f in frames])
-    labels = np.array([frame.energy for frame in frames])
-    atoms = np.array([len(frame.atoms) for frame in frames])
-    known = ~np.isnan(labels)
+    shifted = replace(predicted, energy=predicted.energy + offsets)
     out: dict[str, float] = {}
-    if known.any():
-        out |= _mae_rmse("energy", ((predicted.energy + offsets - labels) / atoms)[known])
-    off = np.concatenate([p - f.forces for f, p in zip(frames, predicted.forces, strict=True)])
-    numbers = np.concatenate([frame.atoms.numbers for frame in frames])
-    labelled = ~np.isnan(np.concatenate([f.forces for f in frames])).any(axis=1)
-    if labelled.any():
-        out |= _mae_rmse("forces", off[labelled])
-    for z in np.unique(numbers[labelled]):
-        of_element = off[labelled & (numbers == z)]
-        out[f"forces_mae_{chemical_symbols[z]}"] = float(np.abs(of_element).mean() * MEV)
-    stress = [
-        p - f.stress
-        for f, p in zip(frames, predicted.stress, strict=True)
-        if f.stress is not None and p is not None
-    ]
-    if stress:
-        out |= _mae_rmse("stress", np.stack(stress))
-    pairs = [
-        (p, f.moments)
-        for f, p in zip(frames, predicted.moments, strict=True)
-        if f.moments is not None and p is not None
-    ]
-    if len(pairs) == len(frames):
-        found, wanted = (np.concatenate(side) for side in zip(*pairs, strict=True))
-        out |= moment_errors(numbers, found, wanted)
-    turning = [
-        p - f.magnetic_forces
-        for f, p in zip(frames, predicted.magnetic_forces, strict=True)
-        if f.magnetic_forces is not None and p is not None
-    ]
-    of_spins = [off[np.isfinite(off)] for off in turning]
-    if any(len(off) for off in of_spins):
-        out |= _mae_rmse("magnetic_forces", np.concatenate(of_spins))
+    for quantity in QUANTITIES.values():
+        values = value_of(shifted, quantity.name)
+        if values is not None:
+            out |= _errors_of(quantity, frames, values)
+    return out
+
+
+def _errors_of(
+    quantity: Quantity, frames: Sequence[Frame], values: Sequence[Array | None]
+) -> dict[str, float]:
+    """Return the errors of one quantity, none where nothing is labelled."""
+    labels = [value_of(frame, quantity.name) for frame in frames]
+    both = [n for n in range(len(frames)) if values[n] is not None and labels[n] is not None]
+    if not both:
+        return {}
+    rows = np.concatenate if quantity.per_atom else np.stack
+    found = rows([np.asarray(values[n]) for n in both])
+    wanted = rows([np.asarray(labels[n]) for n in both])
+    numbers = np.concatenate([frames[n].atoms.numbers for n in both])
+    if quantity.error == "moments":
+        # A mean over half of the atoms would be taken for one over all of them.
+        return moment_errors(numbers, found, wanted) if len(both) == len(frames) else {}
+    off = found - wanted
+    if quantity.error_per_atom:
+        atoms = np.array([len(frames[n].atoms) for n in both])
+        off = (off.T / atoms).T
+    known = ~np.isnan(wanted).reshape(len(wanted), -1).any(axis=1)
+    if not known.any():
+        return {}
+    out = _mae_rmse(quantity, off[known])
+    for z in np.unique(numbers[known]) if quantity.by_element else ():
+        of_element = off[known & (numbers == z)]
+        mean = float(np.abs(of_element).mean() * quantity.error_scale)
+        out[f"{quantity.name}_mae_{chemical_symbols[z]}"] = mean
     return out
 
 
@@ -171,10 +165,10 @@ def moment_errors(numbers: Array, found: Array, wanted: Array) -> dict[str, floa
     return out
 
 
-def _mae_rmse(name: str, off: Array) -> dict[str, float]:
+def _mae_rmse(quantity: Quantity, off: Array) -> dict[str, float]:
     return {
-        f"{name}_mae": float(np.abs(off).mean() * MEV),
-        f"{name}_rmse": float(np.sqrt(np.square(off).mean()) * MEV),
+        f"{quantity.name}_mae": float(np.abs(off).mean() * quantity.error_scale),
+        f"{quantity.name}_rmse": float(np.sqrt(np.square(off).mean()) * quantity.error_scale),
     }
 
 
@@ -227,13 +221,13 @@ def setback(
 
 def _worse(before: dict[str, float], after: dict[str, float], where: str) -> list[str]:
     said = []
-    for name, unit in _LABELS.items():
+    for name, quantity in QUANTITIES.items():
         was, now = before.get(f"{name}_mae"), after.get(f"{name}_mae")
         if was is None or now is None:
             continue
         slack = 1.0 if name == "forces" else _WORSE
         if not now <= was * slack and not now <= _LEAST:
-            label = name.replace("_", " ")
+            label, unit = quantity.title, quantity.unit_of_error
             verb = "are" if label.endswith("s") and label != "stress" else "is"
             were = "were" if verb == "are" else "was"
             said.append(

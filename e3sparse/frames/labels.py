@@ -8,9 +8,10 @@ from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from e3sparse.errors import DataError, nearest
+from e3sparse.potentials.quantities import QUANTITIES, check_further, further_quantities
 from e3sparse.potentials.spins import SPINS
 
 Array = NDArray[np.float64]
@@ -33,17 +34,24 @@ class LabelKeys(BaseModel):
 
     `energy`, `forces` and `stress` themselves mean what ASE puts into its calculator, and so does
     `magmoms`. A stress key with "virial" in it names a virial, which is -volume × stress. Moments
-    and spins are read for magnetic models only.
+    and spins are read for magnetic models only. `others` names further labels by quantity.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    energy: str = "REF_energy"
-    forces: str = "REF_forces"
-    stress: str = "REF_stress"
-    moments: str = "REF_magmom"
+    energy: str = QUANTITIES["energy"].key
+    forces: str = QUANTITIES["forces"].key
+    stress: str = QUANTITIES["stress"].key
+    moments: str = QUANTITIES["moments"].key
     spin: str = SPINS
-    magnetic_forces: str = "REF_magforces"
+    magnetic_forces: str = QUANTITIES["magnetic_forces"].key
+    others: dict[str, str] = {}
+
+    @field_validator("others")
+    @classmethod
+    def _are_registered(cls, others: dict[str, str]) -> dict[str, str]:
+        check_further(others)
+        return others
 
     def asked_for(self, name: str) -> bool:
         """Whether somebody chose the key of a label, rather than leave it as it is."""
@@ -174,6 +182,28 @@ def stress_of(atoms: Atoms, keys: LabelKeys, where: str) -> tuple[Array | None, 
         )
         return (-matrix / atoms.get_volume() if is_virial(key) else matrix), key
     return None, None
+
+
+def further_labels_of(atoms: Atoms, keys: LabelKeys, where: str) -> dict[str, Array]:
+    """Return the labels of further quantities that a structure has, by name.
+
+    Raises
+    ------
+    DataError
+        If one is of another shape than it is described, or not finite.
+    """
+    found = {}
+    for quantity in further_quantities():
+        key = keys.others.get(quantity.name, quantity.key)
+        label = _label(atoms, key, where)
+        if label is None:
+            continue
+        shape = ((len(atoms),) if quantity.per_atom else ()) + quantity.shape
+        if label.shape != shape:
+            raise DataError(f"{where}: '{key}' has shape {label.shape}, expected {shape}.")
+        _check_finite(where, quantity.title, label)
+        found[quantity.name] = label
+    return found
 
 
 def is_virial(key: str) -> bool:

@@ -1,8 +1,8 @@
 """Labelled frames from a file, checked before anything is trained on them."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from e3sparse.frames.labels import (
     LabelKeys,
     energy_of,
     forces_of,
+    further_labels_of,
     label_of,
     missing,
     stress_of,
@@ -73,6 +74,8 @@ class Frame:
         spins shorter than `SHORT`, None where there is no label.
     where
         The frame and its file, for messages.
+    others
+        Further labels by name, where the file has them; see `e3sparse.potentials.quantities`.
     """
 
     atoms: Atoms
@@ -82,6 +85,7 @@ class Frame:
     moments: Array | None = None
     magnetic_forces: Array | None = None
     where: str = "A frame"
+    others: Mapping[str, Array] = field(default_factory=dict)
 
 
 class Split(NamedTuple):
@@ -263,7 +267,8 @@ def labelled(atoms: Atoms, keys: LabelKeys, where: str) -> tuple[Frame, str | No
     """Return a structure with its labels, and the key of its stress label if it has one."""
     energy, forces = energy_of(atoms, keys, where), forces_of(atoms, keys, where)
     stress, key = stress_of(atoms, keys, where)
-    return Frame(_bare(atoms), energy, forces, stress, where=where), key
+    others = further_labels_of(atoms, keys, where)
+    return Frame(_bare(atoms), energy, forces, stress, where=where, others=others), key
 
 
 def with_moments(frame: Frame, atoms: Atoms, keys: LabelKeys, where: str) -> Frame:

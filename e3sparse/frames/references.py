@@ -1,10 +1,10 @@
 """Per-element energy references: the shift between two levels of theory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
-from scipy.optimize import linprog
+from scipy.optimize import least_squares, linprog
 
 from e3sparse.frames.reading import Array, Frame, elements_of
 
@@ -12,6 +12,9 @@ _FRAMES = 500
 """Of which the robust shifts are taken; more would not change them."""
 _IMPOSSIBLE = 1e7
 """In eV/atom: ten times what binds all electrons of the heaviest atom."""
+_TOLD, _LEAST_SPREAD, _PASSES = 0.05, 1e-7, 3
+"""Compositions tell a shift if they vary along it by that share of their size; in eV/atom; how
+often what is a bad frame is judged by what the fit before has left."""
 _APART, _TIMES = 2.0, 20.0
 """A frame is off if it is so by more eV/atom, and by more times what the median frame is."""
 
@@ -48,6 +51,53 @@ def fit_references(
     residual = residual - np.asarray(predicted)[labelled]
     shifts, *_ = np.linalg.lstsq(_counts(some, elements), residual, rcond=None)
     return {**known, **{z: float(shift) for z, shift in zip(elements, shifts, strict=True)}}
+
+
+def offsets_left(
+    frames: Sequence[Frame], left: Array, fixed: Iterable[int] = ()
+) -> dict[int, float]:
+    """Fit the energy shift per element that is left between labels and a trained model.
+
+    Minimises Σ H((e − Σ_Z n_Z s_Z)/N) over the frames that have an energy, H the Huber loss, which
+    a bad frame moves little. Shifts along which the frames' compositions hardly differ would be
+    noise, however large: of these the frames' least shifts are taken, as of one composition only.
+
+    Parameters
+    ----------
+    frames
+        Training frames.
+    left
+        (frames,) e, labels less predictions, in eV.
+    fixed
+        Atomic numbers of elements that get no shift.
+
+    Returns
+    -------
+    dict
+        Shift in eV by atomic number, of the elements that are not fixed.
+    """
+    elements = sorted(elements_of(frames) - set(fixed))
+    atoms = np.array([len(frame.atoms) for frame in frames])
+    target = np.asarray(left) / atoms
+    known = np.isfinite(target)
+    if not elements or not known.any():
+        return {}
+    share, target = (_counts(frames, elements) / atoms[:, None])[known], target[known]
+    _, sizes, directions = np.linalg.svd(share, full_matrices=False)
+    told = directions[sizes > _TOLD * sizes[0]] if sizes[0] > 0 else directions[:0]
+    if not len(told):
+        return {}
+    shifts, left_over = np.zeros(len(elements)), target - np.median(target)
+    for _ in range(_PASSES):
+        scale = max(1.4826 * float(np.median(np.abs(left_over))), _LEAST_SPREAD)
+
+        def off(c: Array, scale: float = scale) -> Array:
+            residual: Array = (share @ (told.T @ c) - target) / scale
+            return residual
+
+        shifts = told.T @ least_squares(off, told @ shifts, loss="huber").x
+        left_over = target - share @ shifts
+    return {z: float(shift) for z, shift in zip(elements, shifts, strict=True)}
 
 
 def robust_shifts(frames: Sequence[Frame], energies: Array) -> dict[int, float]:

@@ -8,6 +8,7 @@ not survive a copy, and a static subclass cannot be written for classes from a p
 """
 
 import functools
+import inspect
 import operator
 import pickle
 from collections.abc import Callable, Iterator
@@ -20,10 +21,13 @@ from torch import Tensor, nn
 
 from e3sparse.errors import PatchError
 from e3sparse.layers.delta import Delta
-from e3sparse.layers.layouts import Layout
+from e3sparse.layers.layouts import Arrival, Layout
 
 SUBMODULE = "e3sparse"
 """Name under which a patched layer holds its `LayerDeltas`."""
+
+_E3NN = Arrival("_get_weights")
+"""e3nn/o3/_tensor_product/_tensor_product.py: forward and right both come by there."""
 
 _SUMS: ContextVar[dict[Any, Any] | None] = ContextVar("e3sparse_sums", default=None)
 
@@ -115,7 +119,7 @@ class LayerDeltas(nn.Module):
         return parts
 
     def reweighted(self, weight: Tensor) -> Tensor:
-        """Return w·Π(1 + ΔW) for weights `(..., numel)` that come from outside."""
+        """Return w·Π(1 + ΔW) for weights `(..., *shape)` that come from outside."""
 
         def make() -> Tensor | None:
             factor: Tensor | None = None
@@ -142,12 +146,22 @@ class LayerDeltas(nn.Module):
         return sums[key][1]
 
 
-def _rebuild(base: Any, parameter: str | None, parts: tuple[str, ...] = ()) -> Any:
-    cls = patched_class(base, parameter, parts)
+def _rebuild(
+    base: Any,
+    parameter: str | None,
+    parts: tuple[str, ...] = (),
+    arrival: Arrival | None = None,
+) -> Any:
+    cls = patched_class(base, parameter, parts, arrival)
     return cls.__new__(cls)
 
 
-def patched_class(base: Any, parameter: str | None, parts: tuple[str, ...] = ()) -> Any:
+def patched_class(
+    base: Any,
+    parameter: str | None,
+    parts: tuple[str, ...] = (),
+    arrival: Arrival | None = None,
+) -> Any:
     """Return the subclass of `base` that uses W + ΔW: one for each class, made once.
 
     Parameters
@@ -155,23 +169,29 @@ def patched_class(base: Any, parameter: str | None, parts: tuple[str, ...] = ())
     base
         Class of the layer, whatever package it came from.
     parameter
-        Name of its weight; None if the weight is an argument of an e3nn `TensorProduct`.
+        Name of its weight; None if the weight comes from outside.
     parts
         Names of its parameters, if the weight is several of them. Those behind a dot are in a
         `ParameterList`, in whose place the layer sees a list of sums.
+    arrival
+        How the weight reaches the layer, if it comes from outside.
     """
-    return _patched_class(base, parameter, parts)
+    if parameter is None and not parts and arrival is None:
+        arrival = _E3NN  # what was pickled by 0.1 does not say it
+    return _patched_class(base, parameter, parts, arrival)
 
 
 @functools.cache
-def _patched_class(base: Any, parameter: str | None, parts: tuple[str, ...]) -> Any:
+def _patched_class(
+    base: Any, parameter: str | None, parts: tuple[str, ...], arrival: Arrival | None
+) -> Any:
     def __reduce_ex__(self: Any, protocol: int) -> tuple[Any, ...]:  # noqa: N807
         rebuild, _, *state = base.__reduce_ex__(self, max(int(protocol), 2))
         if rebuild.__name__ != "__newobj__":
             raise pickle.PicklingError(
                 f"A patched {base.__name__} cannot be pickled: merge or remove the adapter first."
             )
-        return (_rebuild, (base, parameter, parts), *state)
+        return (_rebuild, (base, parameter, parts, arrival), *state)
 
     def __prepare_scriptable__(self: Any) -> Any:  # noqa: N807
         raise PatchError(
@@ -199,15 +219,9 @@ def _patched_class(base: Any, parameter: str | None, parts: tuple[str, ...]) -> 
     if parts:
         for attribute in {part.partition(".")[0] for part in parts}:
             namespace[attribute] = _sums(attribute, parts)
-    elif parameter is None:
-
-        def _get_weights(self: Any, weight: Any) -> Any:
-            # e3nn/o3/_tensor_product/_tensor_product.py: forward and right both come by here.
-            given = base._get_weights(self, weight)
-            return self._modules[SUBMODULE].reweighted(given)
-
-        namespace["_get_weights"] = _get_weights
-    else:
+    elif arrival is not None:
+        namespace[arrival.method] = _reweighting(base, arrival)
+    elif parameter is not None:
 
         def effective(self: Any) -> Any:
             return self._modules[SUBMODULE].added_to(self._parameters[parameter])
@@ -221,6 +235,28 @@ def _patched_class(base: Any, parameter: str | None, parts: tuple[str, ...]) -> 
 
         namespace["right"] = right
     return type(f"Patched{base.__name__}", (base,), namespace)
+
+
+def _reweighting(base: Any, arrival: Arrival) -> Callable[..., Any]:
+    """Return the method by which weights from outside come, reweighted."""
+    method = getattr(base, arrival.method)
+    if arrival.argument is None:
+
+        def returned(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._modules[SUBMODULE].reweighted(method(self, *args, **kwargs))
+
+        return returned
+    name = arrival.argument
+    position = list(inspect.signature(method).parameters).index(name) - 1  # without self
+
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        deltas = self._modules[SUBMODULE]
+        if name in kwargs:
+            return method(self, *args, **kwargs | {name: deltas.reweighted(kwargs[name])})
+        weight = deltas.reweighted(args[position])
+        return method(self, *args[:position], weight, *args[position + 1 :], **kwargs)
+
+    return called
 
 
 def _sums(attribute: str, parts: tuple[str, ...]) -> property:
@@ -252,7 +288,7 @@ def inject(module: nn.Module, layout: Layout) -> LayerDeltas:
     deltas = LayerDeltas(layout)
     module.add_module(SUBMODULE, deltas)
     own: Any = type(module)
-    module.__class__ = patched_class(own, layout.parameter, layout.parts)
+    module.__class__ = patched_class(own, layout.parameter, layout.parts, layout.arrival)
     return deltas
 
 

@@ -9,7 +9,8 @@ from torch.func import functional_call
 
 from e3sparse.errors import PatchError
 from e3sparse.layers.injection import LayerDeltas
-from e3sparse.layers.layouts import Layout, PassedOver, kind_of, matrix_columns
+from e3sparse.layers.kinds import PassedOver, kind_of, matrix_columns
+from e3sparse.layers.layouts import Layout
 
 Merged = tuple[Mapping[str, Layout], Mapping[str, Tensor]]
 """The layouts and the ΔW of one merged adapter, by module path."""
@@ -25,11 +26,11 @@ def fold_factors(
     model
         The whole model.
     path
-        The tensor product whose weights come from outside.
+        The layer whose weights come from outside.
     factor
-        `1 + ΔW`, one number for each of its weights.
+        `1 + ΔW`, one number for each of its weights, in their order.
     fold_into
-        The last linear layer of the network that makes the weights, by tensor product.
+        The last linear layer of the network that makes the weights, by layer.
 
     Raises
     ------
@@ -41,7 +42,7 @@ def fold_factors(
             f"The path weights of '{path}' come from outside, so its delta can only be folded "
             "into the last linear layer of the network that makes them, and that layer is not "
             "known. Name it with patch(…, fold_into={'" + path + "': 'path.of.last.layer'}), or "
-            "leave 'tp' out of the targets."
+            "leave it out of the targets ('tp:internal' picks products that own their weights)."
         )
     last = fold_into[path]
     try:
@@ -55,7 +56,7 @@ def fold_factors(
             raise PassedOver("more than one tensor product is fed by it")
         kind = kind_of(layer)
         columns = matrix_columns if kind is None or kind.columns is None else kind.columns
-        return {f"{last}.{name}": f for name, f in columns(layer, factor).items()}
+        return {f"{last}.{name}": f for name, f in columns(layer, factor.reshape(-1)).items()}
     except PassedOver as problem:
         raise PatchError(
             f"The delta of '{path}' cannot be folded into '{last}': {problem}."
@@ -85,15 +86,16 @@ def check_fold(
     """
     if not layout.external:
         return
-    like = next(model.parameters()) if delta is None else delta
+    like = next(model.parameters(), torch.empty(0)) if delta is None else delta
     factor = torch.ones(layout.numel, dtype=like.dtype, device=like.device)
-    factors = fold_factors(model, path, factor if delta is None else factor + delta, fold_into)
-    if delta is None:
+    flat = None if delta is None else delta.reshape(-1)
+    factors = fold_factors(model, path, factor if flat is None else factor + flat, fold_into)
+    if flat is None:
         return
     # Random factors as well, so that a ΔW of zeros hides nothing.
     generator = torch.Generator().manual_seed(0)
     random = 1 + torch.rand(layout.numel, generator=generator, dtype=torch.float64)
-    factor = (factor + delta) * random.to(factor)
+    factor = (factor + flat) * random.to(factor)
     factors = fold_factors(model, path, factor, fold_into)
     if not commutes(model, path, fold_into[path], factors, factor):
         raise PatchError(

@@ -16,8 +16,8 @@ from torch.nn.functional import silu
 
 from e3sparse.errors import ConfigError
 from e3sparse.magnetism.embedding import SpinEmbedding
+from e3sparse.magnetism.graded_products import GradedConvolution, GradedDot, GradedTensorProduct
 from e3sparse.magnetism.irreps import Graded, reachable
-from e3sparse.magnetism.products import GradedConvolution, GradedDot, GradedTensorProduct
 
 _NONE = o3.Irreps("")
 _SMALL = 1e-4

@@ -4,19 +4,18 @@ The backbone that they were trained on is not in the folder: it is a model file 
 adapter. Which one it was is told by its energy of a few small structures.
 """
 
-from json import JSONDecodeError, loads
+import math
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from ase import Atoms
-from pydantic import BaseModel, ConfigDict, FiniteFloat, StrictInt, ValidationError
-from safetensors import SafetensorError
+from pydantic import Field, FiniteFloat, StrictInt
 
+from e3sparse.adapter.belonging import check_clebsch_gordan
 from e3sparse.adapter.fingerprint import clebsch_gordan_probe, e3nn_version
+from e3sparse.adapter.stored import FORMAT_VERSION, FolderKind, StoredConfig
 from e3sparse.errors import AdapterFileError
-from e3sparse.files import replacing
 from e3sparse.magnetism.block import SpinBlock, SpinSettings
 from e3sparse.magnetism.potential import MagneticPotential
 from e3sparse.potentials.backends import Potential
@@ -24,24 +23,29 @@ from e3sparse.potentials.single_points import single_points
 from e3sparse.version import __version__
 
 CONFIG_NAME, TENSORS_NAME = "spin_config.json", "spin_model.safetensors"
-FORMAT_VERSION = 1
 _SAME_ENERGY = 1e-3
 """In eV per atom, besides 1e-6 of the energy: float32 and float64 differ by less."""
 
 
-class SpinConfig(BaseModel):
+class SpinConfig(StoredConfig):
     """What `spin_config.json` holds; energies in eV of the structures of `probes`."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    format_version: StrictInt
     e3sparse_version: str
     e3nn_version: str
-    clebsch_gordan: list[FiniteFloat]
+    clebsch_gordan: list[FiniteFloat] = Field(min_length=1)
     backbone: str
-    elements: list[StrictInt]
+    elements: list[StrictInt] = Field(min_length=1)
     energies: list[FiniteFloat]
     settings: SpinSettings
+
+
+SPIN_FOLDER = FolderKind(
+    CONFIG_NAME,
+    TENSORS_NAME,
+    SpinConfig,
+    absent="holds no spin-aware layers",
+    invalid="is no config of spin-aware layers",
+)
 
 
 def probes(elements: list[int], cutoff: float) -> list[Atoms]:
@@ -83,16 +87,10 @@ def save(potential: MagneticPotential, directory: str | Path, elements: set[int]
         energies=_energies(potential.backbone, known),
         settings=potential.layers.settings,
     )
-    folder = Path(directory)
     kept = dict(potential.layers.named_parameters())
-    data = safetensors.torch.save({name: state[name].contiguous() for name in kept})
-    with (
-        replacing(folder / TENSORS_NAME) as tensors_file,
-        replacing(folder / CONFIG_NAME) as config_file,
-    ):
-        tensors_file.write_bytes(data)
-        config_file.write_text(config.model_dump_json(indent=1) + "\n")
-    return folder
+    return SPIN_FOLDER.write(
+        Path(directory), config, {name: state[name].contiguous() for name in kept}
+    )
 
 
 def load(potential: Potential, directory: str | Path) -> MagneticPotential:
@@ -112,41 +110,64 @@ def load(potential: Potential, directory: str | Path) -> MagneticPotential:
         Clebsch-Gordan coefficients.
     """
     folder = Path(directory)
-    config = _read_config(folder)
+    config, tensors = SPIN_FOLDER.read(folder)
     settings = config.settings
-    if potential.node_irreps != settings.node_irreps:
+    for what, here, there in (
+        ("node features", potential.node_irreps, settings.node_irreps),
+        ("edges up to a cutoff of", potential.cutoff, settings.cutoff),
+    ):
+        if here != there:
+            raise AdapterFileError(
+                f"The spin-aware layers in {folder} read {what} {there}, and those of "
+                f"{potential.name} are {here}: they are of another model ('{config.backbone}')."
+            )
+    check_clebsch_gordan(config.clebsch_gordan, config.e3nn_version, str(folder))
+    if not _may_be_of(settings, tensors):
+        raise _damaged(folder)
+    if not all(t.is_floating_point() for t in tensors.values()):
+        raise _damaged(folder)
+    tensors = {name: tensor.to(potential.dtype) for name, tensor in tensors.items()}
+    if not all(t.isfinite().all() for t in tensors.values()):
         raise AdapterFileError(
-            f"The spin-aware layers in {folder} read node features {settings.node_irreps}, and "
-            f"those of {potential.name} are {potential.node_irreps}: they are of another model "
-            f"('{config.backbone}')."
-        )
-    here = clebsch_gordan_probe()
-    there = config.clebsch_gordan
-    if here and (len(here) != len(there) or not np.allclose(here, there, atol=1e-6)):
-        raise AdapterFileError(
-            f"{folder} was made with e3nn {config.e3nn_version}, whose Clebsch-Gordan coefficients "
-            f"differ in sign or order from e3nn {e3nn_version()} here. Use an e3nn of its line."
+            f"{folder / TENSORS_NAME} holds values that are not finite in {potential.dtype}."
         )
     _check_backbone(potential, config, folder)
     # In the potential's precision before it is filled: weights of float64 keep their digits.
     layers = SpinBlock(settings).to(potential.dtype)
-    tensors = _read_tensors(folder / TENSORS_NAME)
     expected = {name: p.shape for name, p in layers.named_parameters()}
     if {name: t.shape for name, t in tensors.items()} != expected:
-        raise AdapterFileError(
-            f"{folder / TENSORS_NAME} does not hold the weights that {CONFIG_NAME} describes: the "
-            "folder is damaged."
-        )
-    if not all(t.isfinite().all() for t in tensors.values()):
-        raise AdapterFileError(f"{folder / TENSORS_NAME} holds values that are not finite.")
+        raise _damaged(folder)
     layers.load_state_dict(tensors, strict=False)
     return MagneticPotential(potential, layers)
 
 
+def _may_be_of(settings: SpinSettings, tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether settings can be those of stored weights, before layers of their size are made."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    radial, energy = shapes.get("radial.layer0.weight"), shapes.get("energy.layer0.weight")
+    embedded = math.prod(shapes.get("embedding.linear.0.weight", (0,)))
+    return (
+        radial == (settings.radial_basis, settings.radial_width)
+        and energy is not None
+        and energy[1:] == (settings.readout_width,)
+        and settings.hidden <= energy[0]
+        and settings.channels <= embedded
+    )
+
+
+def _damaged(folder: Path) -> AdapterFileError:
+    return AdapterFileError(
+        f"{folder / TENSORS_NAME} does not hold the weights that {CONFIG_NAME} describes: the "
+        "folder is damaged."
+    )
+
+
 def _check_backbone(potential: Potential, config: SpinConfig, folder: Path) -> None:
-    unknown = set(config.elements) - set(potential.species.numbers)
-    energies = [] if unknown else _energies(potential, config.elements)
-    off = np.abs(np.subtract(energies, config.energies)) if energies else np.array([np.inf])
+    known = set(config.elements) <= set(potential.species.numbers)
+    if len(config.energies) != len(config.elements):
+        raise AdapterFileError(f"{folder / CONFIG_NAME} has not one energy for each element.")
+    energies = _energies(potential, config.elements) if known else np.inf
+    off = np.abs(np.subtract(energies, config.energies))
     allowed = 3 * _SAME_ENERGY + 1e-6 * np.abs(config.energies)
     if (off > allowed).any():
         raise AdapterFileError(
@@ -160,42 +181,3 @@ def _check_backbone(potential: Potential, config: SpinConfig, folder: Path) -> N
 def _energies(potential: Potential, elements: list[int]) -> list[float]:
     found = single_points(potential, probes(elements, potential.cutoff))
     return [evaluation.energy for evaluation in found]
-
-
-def _read_config(folder: Path) -> SpinConfig:
-    path = folder / CONFIG_NAME
-    try:
-        raw = loads(path.read_text())
-    except FileNotFoundError:
-        raise AdapterFileError(
-            f"{folder} holds no spin-aware layers: it has no {CONFIG_NAME}."
-        ) from None
-    except (JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise AdapterFileError(f"{path} is not valid JSON ({error}): it may be cut off.") from None
-    except OSError as error:
-        raise AdapterFileError(f"{path} cannot be read ({error.strerror}).") from None
-    version = raw.get("format_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise AdapterFileError(
-            f"{path} has format version {version}, and this e3sparse ({__version__}) "
-            f"reads up to {FORMAT_VERSION}: upgrade e3sparse."
-        )
-    try:
-        return SpinConfig.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise AdapterFileError(
-            f"{path} is no config of spin-aware layers: {where}: {first['msg']}."
-        ) from None
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise AdapterFileError(f"{path.parent} has no {path.name}.") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterFileError(
-            f"{path} cannot be read as safetensors ({error}): it is cut off or damaged."
-        ) from None

@@ -5,6 +5,7 @@ entry-point group `e3sparse.backends`. Everything else in e3sparse works through
 """
 
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,9 +23,12 @@ from e3sparse.adapter.handle import Adapter
 from e3sparse.adapter.patching import patch
 from e3sparse.adapter.targets import Targets
 from e3sparse.deltas import Method
-from e3sparse.errors import ConfigError, nearest
+from e3sparse.errors import ConfigError, E3SparseError, nearest
 from e3sparse.layers.faster_products import Acceleration
 from e3sparse.layers.layouts import Species
+from e3sparse.potentials.converted import Converted
+from e3sparse.potentials.devices import checked_device
+from e3sparse.potentials.trust import look, trusting
 
 GROUP = "e3sparse.backends"
 
@@ -49,6 +53,8 @@ class Prediction(NamedTuple):
         (N, 3) magnetic moments in μ_B, of models that read spins.
     magnetic_forces
         (N, 3) -dE/dS in eV per unit of spin, where they were asked for.
+    others
+        Further quantities by name, shaped as `e3sparse.potentials.quantities` describes them.
     """
 
     energy: Tensor
@@ -57,6 +63,7 @@ class Prediction(NamedTuple):
     geometry: tuple[Tensor, Tensor] | None = None
     moments: Tensor | None = None
     magnetic_forces: Tensor | None = None
+    others: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Features(NamedTuple):
@@ -120,6 +127,8 @@ class Potential(ABC):
         Whether it reads spins, and whether these may feel the lattice.
     accelerate
         Whether `forward` may evaluate in a faster way than the framework does.
+    form
+        The form of another library that `forward` evaluates instead; see `accelerate_by`.
     frame_inputs
         Keys of `info` or `arrays` that the model reads of a frame besides its structure.
     """
@@ -137,6 +146,7 @@ class Potential(ABC):
     magnetic: bool = False
     spin_orbit: bool = True
     accelerate: bool = True
+    form: Converted | None = None
     frame_inputs: Sequence[str] = ()
     _generated: Acceleration | None = None
 
@@ -185,9 +195,52 @@ class Potential(ABC):
             self._generated = Acceleration(self.module)
         return self._generated()
 
+    def forms(self) -> Mapping[str, Callable[[], Converted]]:
+        """Return how the model is converted to each library that its framework can use."""
+        return {}
+
+    def accelerate_by(self, way: str) -> None:
+        """Choose how `forward` evaluates.
+
+        Parameters
+        ----------
+        way
+            `"auto"` for what `accelerate` does, `"none"` for the framework's own way, or the name
+            of a library: `"cueq"`, say. Adapters, merges and saved models are the same with all.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such way for this model, or it does not work here.
+        """
+        forms = self.forms()
+        ways = ("auto", "none", *forms)
+        if way not in ways:
+            raise ConfigError(
+                f"{self.name} cannot be accelerated by '{way}'.{nearest(way, ways)} There are: "
+                f"{', '.join(ways)}."
+            )
+        self.accelerate = way != "none"
+        self.form = forms[way]() if way in forms else None
+
+    def evaluated(self) -> nn.Module:
+        """Return what `forward` calls: the model, or its form of another library."""
+        if self.form is None or self.form.original is not self.module:
+            return self.module
+        return self.form
+
     def fresh_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of layers that are no part of the base model: trained in full."""
         return []
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """What decides the answer and is not in the module: the cutoff of the neighbour list.
+
+        A backend that keeps other such numbers outside its module adds them: an adapter is then
+        refused on a model in which they are others.
+        """
+        return {"cutoff": self.cutoff}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -217,22 +270,41 @@ class Potential(ABC):
             method,
             species=self.species,
             fold_into=self.fold_into,
+            constants=self.constants,
             **options,
         )
 
     def load_adapter(self, directory: str | Path, **options: Any) -> Adapter:
         """Load an adapter onto the module, its energy references included."""
         adapter = load(
-            self.module, directory, species=self.species, fold_into=self.fold_into, **options
+            self.module,
+            directory,
+            species=self.species,
+            fold_into=self.fold_into,
+            constants=self.constants,
+            **options,
         )
         self.shift_energies(adapter.energy_references)
         return adapter
 
 
 class Backend(ABC):
-    """How models of one framework are recognised and loaded."""
+    """How models of one framework are recognised and loaded.
+
+    Attributes
+    ----------
+    name
+        As in the entry point.
+    layers
+        Packages whose layers a model file may hold, such as `"mace.modules."`.
+    pickled
+        Other names that a model file may import, with their modules; see
+        `e3sparse.potentials.trust`.
+    """
 
     name: ClassVar[str]
+    layers: ClassVar[Sequence[str]] = ()
+    pickled: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
     def model_names(self) -> Sequence[str]:
@@ -267,11 +339,12 @@ class Backend(ABC):
 
 def pickle_mentions(path: Path, word: bytes) -> bool:
     """Whether a file that torch saved holds a word; nothing is unpickled to find out."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            return any(word in archive.read(name) for name in pickles)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, ValueError):
         return False
-    with zipfile.ZipFile(path) as archive:
-        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        return any(word in archive.read(name) for name in pickles)
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -310,16 +383,43 @@ def load_potential(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     head: str | None = None,
+    trust: bool = False,
 ) -> Potential:
     """Load a model by name or path with the backend that knows it.
+
+    Parameters
+    ----------
+    device
+        As of `checked_device`.
+    trust
+        Load a file whatever it would run. Otherwise it is looked through first; see
+        `e3sparse.potentials.trust`.
 
     Raises
     ------
     ConfigError
-        If `model` is neither a name that an installed backend knows nor a file of one.
+        If `model` is neither a name that an installed backend knows nor a file of one, or the file
+        is damaged or would run what no model needs.
     """
-    if backend is not None:
-        return get_backend(backend).load(model, device=device, dtype=dtype, head=head)
+    device = checked_device(device)
+    found = get_backend(backend) if backend is not None else _backend_of(model)
+    try:
+        with trusting() if trust else nullcontext():
+            look(Path(model), found.layers, found.pickled)
+        return found.load(model, device=device, dtype=dtype, head=head)
+    except E3SparseError:
+        raise
+    except Exception as error:
+        if not Path(model).exists():
+            raise
+        said = str(error).strip().splitlines()
+        raise ConfigError(
+            f"'{model}' cannot be loaded as a model of {found.name} ({type(error).__name__}: "
+            f"{said[0] if said else 'no message'}). Is the file whole, and of this framework?"
+        ) from error
+
+
+def _backend_of(model: str) -> Backend:
     names: list[str] = []
     for candidate in installed():
         try:
@@ -329,12 +429,12 @@ def load_potential(
         names += found.model_names()
         path = Path(model)
         if found.knows(model) or (path.is_file() and found.recognises(path)):
-            return found.load(model, device=device, dtype=dtype, head=head)
+            return found
     if Path(model).is_file():
         raise ConfigError(
             f"'{model}' is no model file of an installed backend "
-            f"({', '.join(installed()) or 'none is installed'}). Name one with --backend to see "
-            "why it cannot read the file."
+            f"({', '.join(installed()) or 'none is installed'}), or is damaged. Name one with "
+            "--backend to see why it cannot read the file."
         )
     raise ConfigError(
         f"'{model}' is neither a file nor a model name.{nearest(model, names)} "

@@ -7,62 +7,30 @@
 ...     print(result)
 
 A potential is a backend's `Potential`, a `CalculatorSubject` for an ASE calculator, or a `Subject`
-of your own: one method from structures to energies, forces and stresses. Each `check_…` draws
-cases by hypothesis and returns a `Result` with the worst of them, or with the simplest one that
-fails; its `assert_…` twin raises. The tolerances are in `TOLERANCES`, each with its reason.
+of your own: one method from structures to energies, forces and stresses. Of each check in `CHECKS`
+there is a `check_<name>`, which draws cases by hypothesis and returns a `Result` with the worst of
+them, or with the simplest one that fails, and an `assert_<name>`, which raises. The tolerances are
+in `TOLERANCES`, each with its reason.
 """
+
+from typing import Any
 
 from e3sparse.potentials.single_points import Evaluation
 from e3sparse.symmetry.check import Check
-from e3sparse.symmetry.derivatives import (
-    check_conservation,
-    check_cutoff,
-    check_forces,
-    check_stress,
-)
-from e3sparse.symmetry.dtypes import check_dtype
-from e3sparse.symmetry.invariances import (
-    check_batch,
-    check_cross_frame_gradients,
-    check_inversion,
-    check_isolated_atoms,
-    check_periodic_images,
-    check_permutation,
-    check_rotation,
-    check_supercell,
-    check_translation,
-)
 from e3sparse.symmetry.layers import irreps, layers, tensor_products
 from e3sparse.symmetry.modules import assert_equivariance, check_equivariance
 from e3sparse.symmetry.result import Result, asserting
 from e3sparse.symmetry.rotations import Orthogonal, rotations
 from e3sparse.symmetry.structures import spins, structures
 from e3sparse.symmetry.subjects import CalculatorSubject, PotentialSubject, Subject
-from e3sparse.symmetry.suite import CHECKS, run
-from e3sparse.symmetry.time_reversal import (
-    check_magnetic_forces,
-    check_spin_rotation,
-    check_time_reversal,
-)
+from e3sparse.symmetry.suite import CHECKS, identifier, run
 from e3sparse.symmetry.tolerances import TOLERANCES, Tolerance
 
-assert_batch = asserting(check_batch)
-assert_conservation = asserting(check_conservation)
-assert_cross_frame_gradients = asserting(check_cross_frame_gradients)
-assert_cutoff = asserting(check_cutoff)
-assert_dtype = asserting(check_dtype)
-assert_forces = asserting(check_forces)
-assert_inversion = asserting(check_inversion)
-assert_isolated_atoms = asserting(check_isolated_atoms)
-assert_magnetic_forces = asserting(check_magnetic_forces)
-assert_periodic_images = asserting(check_periodic_images)
-assert_permutation = asserting(check_permutation)
-assert_rotation = asserting(check_rotation)
-assert_spin_rotation = asserting(check_spin_rotation)
-assert_stress = asserting(check_stress)
-assert_supercell = asserting(check_supercell)
-assert_time_reversal = asserting(check_time_reversal)
-assert_translation = asserting(check_translation)
+_OF_CHECKS: dict[str, Any] = {}
+for _check in CHECKS.values():
+    _OF_CHECKS[f"check_{identifier(_check.name)}"] = _check
+    _OF_CHECKS[f"assert_{identifier(_check.name)}"] = asserting(_check)
+globals().update(_OF_CHECKS)
 
 __all__ = [
     "CHECKS",
@@ -75,43 +43,9 @@ __all__ = [
     "Result",
     "Subject",
     "Tolerance",
-    "assert_batch",
-    "assert_conservation",
-    "assert_cross_frame_gradients",
-    "assert_cutoff",
-    "assert_dtype",
     "assert_equivariance",
-    "assert_forces",
-    "assert_inversion",
-    "assert_isolated_atoms",
-    "assert_magnetic_forces",
-    "assert_periodic_images",
-    "assert_permutation",
-    "assert_rotation",
-    "assert_spin_rotation",
-    "assert_stress",
-    "assert_supercell",
-    "assert_time_reversal",
-    "assert_translation",
     "asserting",
-    "check_batch",
-    "check_conservation",
-    "check_cross_frame_gradients",
-    "check_cutoff",
-    "check_dtype",
     "check_equivariance",
-    "check_forces",
-    "check_inversion",
-    "check_isolated_atoms",
-    "check_magnetic_forces",
-    "check_periodic_images",
-    "check_permutation",
-    "check_rotation",
-    "check_spin_rotation",
-    "check_stress",
-    "check_supercell",
-    "check_time_reversal",
-    "check_translation",
     "irreps",
     "layers",
     "rotations",
@@ -120,3 +54,9 @@ __all__ = [
     "structures",
     "tensor_products",
 ]
+__all__ += list(_OF_CHECKS)
+
+
+def __getattr__(name: str) -> Any:
+    # For type checkers, which cannot see the names that are made of the list.
+    raise AttributeError(f"module 'e3sparse.symmetry' has no attribute '{name}'")

@@ -8,13 +8,15 @@ import torch
 from ase import Atoms
 from hypothesis import strategies as st
 
-from e3sparse.potentials.single_points import Evaluation
+from e3sparse.potentials.quantities import QUANTITIES, Quantity, record_values, values_of
+from e3sparse.potentials.single_points import Array, Evaluation
 from e3sparse.potentials.spins import SPINS
 from e3sparse.symmetry.result import Result, Status
+from e3sparse.symmetry.rotations import Orthogonal
 from e3sparse.symmetry.search import Case, Errors, search
 from e3sparse.symmetry.structures import structures
 from e3sparse.symmetry.subjects import Subject, as_subject
-from e3sparse.symmetry.tolerances import TOLERANCES, deviation
+from e3sparse.symmetry.tolerances import deviation, tolerance_of
 
 Reason = str | None
 
@@ -40,7 +42,8 @@ class Drawing:
     def structures(
         self, *, periodic: bool | None = None, min_atoms: int = 1, max_atoms: int = 30
     ) -> st.SearchStrategy[Atoms]:
-        """Draw structures, with spins if the model reads them."""
+        """Draw structures, with spins if the model reads them, in cells if it knows them."""
+        periodic = periodic if self.subject.periodic else False
         most = min(max_atoms, self.max_atoms)
         drawn = structures(
             self.subject.numbers,
@@ -60,6 +63,11 @@ class Drawing:
 
 def _always(subject: Subject) -> Reason:
     return None
+
+
+def knows_no_cells(subject: Subject) -> Reason:
+    """Say why a check of crystals does not apply, or None."""
+    return None if subject.periodic else "It knows no cells."
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,7 @@ class Check:
         found = search(
             self.cases(Drawing(subject, tuple(frames), max_atoms)),
             lambda case: self.measure(subject, **case),
-            lambda quantity: TOLERANCES[quantity].at(dtype),
+            lambda quantity: tolerance_of(quantity).at(dtype),
             examples=examples,
             seed=seed,
             stop=waived is None,
@@ -140,7 +148,7 @@ class Check:
             "not claimed" if waived else status,
             found.quantity,
             found.error,
-            TOLERANCES[found.quantity].at(dtype) if found.quantity else 0.0,
+            tolerance_of(found.quantity).at(dtype) if found.quantity else 0.0,
             found.cases,
             found.case,
             waived or found.reason,
@@ -149,13 +157,27 @@ class Check:
 
 def compare(value: Evaluation, expected: Evaluation) -> dict[str, float]:
     """Return the deviation of each quantity that both have."""
-    errors = {}
-    for quantity in ("energy", "forces", "stress", "moments", "magnetic_forces"):
-        one, two = getattr(value, quantity), getattr(expected, quantity)
-        if one is not None and two is not None:
-            name = quantity.replace("_", " ")
-            errors[name] = deviation(name, one, two)
-    return errors
+    said, wanted = values_of(value), values_of(expected)
+    return {
+        (title := QUANTITIES[name].title): deviation(title, said[name], wanted[name])
+        for name in said
+        if name in wanted
+    }
+
+
+def each(of: Evaluation, change: Callable[[Quantity, Array], Array]) -> Evaluation:
+    """Return an evaluation in which each quantity is changed as its description says."""
+    values = {
+        name: change(QUANTITIES[name], np.asarray(value)) for name, value in values_of(of).items()
+    }
+    return Evaluation(**record_values(values | {"energy": float(values["energy"])}))
+
+
+def turned(quantity: Quantity, values: Array, by: Orthogonal) -> Array:
+    """Return what a quantity, `(…, *quantity.shape)`, is after O(3) has acted on positions."""
+    for axis in range(values.ndim - quantity.rank, values.ndim):
+        values = np.moveaxis(by.act(np.moveaxis(values, axis, -1)), -1, axis)
+    return by.det * values if quantity.axial else values
 
 
 def lone_atom(subject: Subject, number: int | None = None) -> Atoms:

@@ -8,7 +8,7 @@ from ase import Atoms
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from e3sparse.symmetry.check import Check, Drawing, lone_atom
+from e3sparse.symmetry.check import Check, Drawing, knows_no_cells, lone_atom
 from e3sparse.symmetry.search import Case, Errors
 from e3sparse.symmetry.structures import directions
 from e3sparse.symmetry.subjects import Subject
@@ -119,7 +119,7 @@ def _cutoff(subject: Subject, atoms: Atoms, probe: int) -> Errors:
     if not inside > 1e-6:
         raise ValueError(
             f"the force on the probe is {inside:.0e} eV/Å at 0.3, 0.5 and 0.7 of the cutoff too, "
-            "so that it is 0 at the cutoff says nothing"
+            "so a force of 0 at the cutoff shows nothing"
         )
     gap = 1e-7 if subject.dtype == torch.float64 else 1e-4
     (energy_in, forces_in), (energy_out, forces_out) = (
@@ -200,6 +200,8 @@ def _stress(subject: Subject, atoms: Atoms, strain: Array) -> Errors:
 
 
 def _no_stress(subject: Subject) -> str | None:
+    if reason := knows_no_cells(subject):
+        return reason
     cube = lone_atom(subject)
     cube.set_cell([2.5] * 3)
     cube.pbc = True

@@ -1,16 +1,15 @@
 """Checks that compare a structure with the same structure in another guise."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from ase import Atoms
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from e3sparse.potentials.single_points import Evaluation
+from e3sparse.potentials.quantities import Quantity
+from e3sparse.potentials.single_points import Array, Evaluation
 from e3sparse.potentials.spins import SPINS
-from e3sparse.symmetry.check import Check, Drawing, compare, lone_atom
+from e3sparse.symmetry.check import Check, Drawing, compare, each, knows_no_cells, lone_atom, turned
 from e3sparse.symmetry.rotations import Orthogonal, rotations
 from e3sparse.symmetry.search import Case, Errors
 from e3sparse.symmetry.subjects import Subject
@@ -90,13 +89,7 @@ def _permutation(subject: Subject, atoms: Atoms, order: Sequence[int]) -> Errors
 
 
 def _reordered(of: Evaluation, order: Sequence[int]) -> Evaluation:
-    rows = list(order)
-    return replace(
-        of,
-        forces=of.forces[rows],
-        moments=None if of.moments is None else of.moments[rows],
-        magnetic_forces=None if of.magnetic_forces is None else of.magnetic_forces[rows],
-    )
+    return each(of, lambda quantity, values: values[list(order)] if quantity.per_atom else values)
 
 
 check_permutation = Check("permutation", "E(P R) = E(R)", _permutation_cases, _permutation)
@@ -115,15 +108,7 @@ def _rotated(atoms: Atoms, by: Orthogonal) -> Atoms:
 
 
 def _rotation(subject: Subject, atoms: Atoms, by: Orthogonal) -> Errors:
-    here = subject(atoms)
-    q = by.matrix
-    expected = Evaluation(
-        here.energy,
-        by.act(here.forces),
-        None if here.stress is None else q @ here.stress @ q.T,
-        None if here.moments is None else by.act_axial(here.moments),
-        None if here.magnetic_forces is None else by.act_axial(here.magnetic_forces),
-    )
+    expected = each(subject(atoms), lambda quantity, values: turned(quantity, values, by))
     return compare(subject(_rotated(atoms, by)), expected)
 
 
@@ -185,6 +170,7 @@ check_periodic_images = Check(
     "the same crystal by other images of its atoms and another choice of its cell",
     _image_cases,
     _images,
+    knows_no_cells,
 )
 
 _REPEATS = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (3, 1, 1)]
@@ -198,17 +184,12 @@ def _supercell_cases(drawing: Drawing) -> st.SearchStrategy[Case]:
 def _supercell(subject: Subject, atoms: Atoms, repeats: tuple[int, int, int]) -> Errors:
     one, count = subject(atoms), int(np.prod(repeats))
 
-    def tiled(values: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
-        return None if values is None else np.tile(values, (count, 1))
+    def repeated(quantity: Quantity, values: Array) -> Array:
+        if quantity.per_atom:
+            return np.concatenate([values] * count)
+        return count * values if quantity.extensive else values
 
-    expected = Evaluation(
-        count * one.energy,
-        np.tile(one.forces, (count, 1)),
-        one.stress,
-        tiled(one.moments),
-        tiled(one.magnetic_forces),
-    )
-    return compare(subject(atoms.repeat(repeats)), expected)
+    return compare(subject(atoms.repeat(repeats)), each(one, repeated))
 
 
 check_supercell = Check(
@@ -216,6 +197,7 @@ check_supercell = Check(
     "n copies of a cell have n times its energy, and its forces and stress",
     _supercell_cases,
     _supercell,
+    knows_no_cells,
 )
 
 

@@ -8,17 +8,6 @@ from e3sparse.potentials.backends import Potential, load_potential
 from e3sparse.symmetry.subjects import PotentialSubject
 
 
-def with_spins(potential: Potential, folder: str | Path | None) -> Potential:
-    """Put saved spin-aware layers on a potential, if a folder is named."""
-    if folder is None:
-        return potential
-    from e3sparse.magnetism import load
-
-    magnetic = load(potential, folder)
-    magnetic.magnetic_forces = True
-    return magnetic
-
-
 def load_subject(
     model: str,
     *,
@@ -55,7 +44,12 @@ def load_subject(
         )
         if adapter is not None:
             potential.load_adapter(adapter)
-        return with_spins(potential, spins)
+        if spins is None:
+            return potential
+        # Its layers are e3nn's, which other models have no need to import.
+        from e3sparse.magnetism.saved_layers import with_forces
+
+        return with_forces(potential, spins)
 
     single = load(torch.float32) if dtype == torch.float64 else None
     return PotentialSubject(load(dtype), single)

@@ -1,5 +1,6 @@
 """What a check found, and the inputs that reproduce its worst case."""
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, ParamSpec
@@ -9,10 +10,13 @@ from ase import Atoms
 
 from e3sparse.potentials.spins import SPINS
 from e3sparse.symmetry.structures import python_code
-from e3sparse.symmetry.tolerances import TOLERANCES
+from e3sparse.symmetry.tolerances import tolerance_of
 
 P = ParamSpec("P")
 Status = Literal["passed", "failed", "skipped", "not claimed"]
+
+_LONGEST = 2000
+"""Characters of a counterexample that are printed; longer ones are written to a file."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +66,31 @@ class Result:
     def __str__(self) -> str:
         if self.status == "skipped":
             return f"{self.check}: skipped. {self.reason}"
-        unit = TOLERANCES[self.quantity].unit if self.quantity else ""
+        unit = tolerance_of(self.quantity).unit if self.quantity else ""
         head = (
             f"{self.check}: {self.status}. {self.claim}: {self.quantity} off by {self.error:.2e} "
-            f"of the largest value or {TOLERANCES[self.quantity].floor:g} {unit}".rstrip()
+            f"of the largest value or {tolerance_of(self.quantity).floor:g} {unit}".rstrip()
             + f", tolerance {self.tolerance:.0e}, {self.cases} cases."
         )
         lines = [f"{head} {self.reason}".rstrip()]
         if self.status == "failed":
-            lines += ["Simplest case found:", self.reproduction()]
+            code = self.reproduction()
+            left = len(code) - _LONGEST
+            cut = f"\n… and {left:,} characters more" if left > 0 else ""
+            lines += ["Simplest case found:", code[:_LONGEST] + cut]
         return "\n".join(lines)
+
+    def message(self) -> str:
+        """Return the result as text, with a long counterexample whole in a file that it names."""
+        code = self.reproduction()
+        if self.status != "failed" or len(code) <= _LONGEST:
+            return str(self)
+        name = self.check.replace(" ", "-")
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", prefix=f"e3sparse-{name}-", suffix=".py", delete=False
+        ) as file:
+            file.write(f"{code}\n")
+        return f"{self}; the whole is in {file.name}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as JSON types; infinite errors become None."""
@@ -114,7 +133,7 @@ def asserting(check: Callable[P, Result]) -> Callable[P, None]:
     def assertion(*args: P.args, **kwargs: P.kwargs) -> None:
         result = check(*args, **kwargs)
         if not result.ok:
-            raise AssertionError(str(result))
+            raise AssertionError(result.message())
 
     assertion.__doc__ = (
         f"Raise what the check finds; its parameters are those of the check.\n\n{check.__doc__}"

@@ -27,6 +27,8 @@ class Subject(ABC):
         Precision that it computes in, which chooses the tolerances.
     parity
         Whether it claims to be equivariant under improper rotations too.
+    periodic
+        Whether it knows cells; if not, it is tested on clusters alone.
     batched
         Whether `evaluate` evaluates several structures together.
     magnetic
@@ -41,6 +43,7 @@ class Subject(ABC):
     cutoff: float | None = None
     dtype: torch.dtype = torch.float64
     parity: bool = True
+    periodic: bool = True
     batched: bool = False
     magnetic: bool = False
     spin_orbit: bool = True
@@ -114,6 +117,8 @@ class CalculatorSubject(Subject):
         In Å, for the checks that need it.
     dtype
         Precision that the calculator computes in.
+    periodic
+        Whether it knows cells.
     """
 
     def __init__(
@@ -123,8 +128,10 @@ class CalculatorSubject(Subject):
         *,
         cutoff: float | None = None,
         dtype: torch.dtype = torch.float64,
+        periodic: bool = True,
     ) -> None:
         self.calculator = calculator
+        self.periodic = periodic
         self.numbers = numbers
         self.cutoff = cutoff
         self.dtype = dtype

@@ -4,54 +4,41 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ase import Atoms
 
+import e3sparse.symmetry.derivatives as derivatives
+import e3sparse.symmetry.dtypes as dtypes
+import e3sparse.symmetry.invariances as invariances
+import e3sparse.symmetry.time_reversal as time_reversal
 from e3sparse.symmetry.check import Check
-from e3sparse.symmetry.derivatives import (
-    check_conservation,
-    check_cutoff,
-    check_forces,
-    check_stress,
-)
-from e3sparse.symmetry.dtypes import check_dtype
-from e3sparse.symmetry.invariances import (
-    check_batch,
-    check_cross_frame_gradients,
-    check_inversion,
-    check_isolated_atoms,
-    check_periodic_images,
-    check_permutation,
-    check_rotation,
-    check_supercell,
-    check_translation,
-)
 from e3sparse.symmetry.result import Result
-from e3sparse.symmetry.time_reversal import (
-    check_magnetic_forces,
-    check_spin_rotation,
-    check_time_reversal,
-)
 
 CHECKS: dict[str, Check] = {
     check.name: check
     for check in (
-        check_isolated_atoms,
-        check_translation,
-        check_permutation,
-        check_rotation,
-        check_inversion,
-        check_time_reversal,
-        check_spin_rotation,
-        check_periodic_images,
-        check_supercell,
-        check_batch,
-        check_cross_frame_gradients,
-        check_conservation,
-        check_cutoff,
-        check_forces,
-        check_stress,
-        check_magnetic_forces,
-        check_dtype,
+        invariances.check_isolated_atoms,
+        invariances.check_translation,
+        invariances.check_permutation,
+        invariances.check_rotation,
+        invariances.check_inversion,
+        time_reversal.check_time_reversal,
+        time_reversal.check_spin_rotation,
+        invariances.check_periodic_images,
+        invariances.check_supercell,
+        invariances.check_batch,
+        invariances.check_cross_frame_gradients,
+        derivatives.check_conservation,
+        derivatives.check_cutoff,
+        derivatives.check_forces,
+        derivatives.check_stress,
+        time_reversal.check_magnetic_forces,
+        dtypes.check_dtype,
     )
 }
+"""The only list of them: `check_<name>` and `assert_<name>` of the package are made of it."""
+
+
+def identifier(check: str) -> str:
+    """Return the name of a check as Python has it."""
+    return check.replace(" ", "_").replace("-", "_")
 
 
 def run(

@@ -4,15 +4,13 @@ That a model is equivariant under O(3) does not make it symmetric under time rev
 polar S is invariant under rotations and inversion, and odd under S → -S.
 """
 
-from dataclasses import replace
-
 import numpy as np
 from ase import Atoms
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from e3sparse.potentials.spins import SPINS
-from e3sparse.symmetry.check import Check, Drawing, compare, lone_atom
+from e3sparse.symmetry.check import Check, Drawing, compare, each, lone_atom, turned
 from e3sparse.symmetry.derivatives import derivative_error
 from e3sparse.symmetry.rotations import Orthogonal, rotations
 from e3sparse.symmetry.search import Case, Errors
@@ -37,11 +35,8 @@ def _spin_cases(drawing: Drawing) -> st.SearchStrategy[Case]:
 
 
 def _time_reversal(subject: Subject, atoms: Atoms) -> Errors:
-    here = subject(atoms)
-    expected = replace(
-        here,
-        moments=None if here.moments is None else -here.moments,
-        magnetic_forces=None if here.magnetic_forces is None else -here.magnetic_forces,
+    expected = each(
+        subject(atoms), lambda quantity, values: -values if quantity.time_odd else values
     )
     return compare(subject(_with_spins(atoms, -atoms.arrays[SPINS])), expected)
 
@@ -60,11 +55,9 @@ def _spin_rotation_cases(drawing: Drawing) -> st.SearchStrategy[Case]:
 
 
 def _spin_rotation(subject: Subject, atoms: Atoms, by: Orthogonal) -> Errors:
-    here = subject(atoms)
-    expected = replace(
-        here,
-        moments=None if here.moments is None else by.act(here.moments),
-        magnetic_forces=None if here.magnetic_forces is None else by.act(here.magnetic_forces),
+    expected = each(
+        subject(atoms),
+        lambda quantity, values: turned(quantity, values, by) if quantity.time_odd else values,
     )
     return compare(subject(_with_spins(atoms, by.act(atoms.arrays[SPINS]))), expected)
 

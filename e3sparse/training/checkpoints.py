@@ -1,11 +1,11 @@
-"""Checkpoints that are whole or not there, and a training that stops when it diverges."""
+"""Checkpoints that are whole or not there."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from e3sparse.errors import DivergedError
@@ -54,35 +54,3 @@ def checkpoint_callbacks(folder: Path) -> list[ModelCheckpoint]:
         ModelCheckpoint(folder, filename="best", monitor=SCORE, **options),
         LastCheckpoint(folder, filename="last", save_on_exception=True, **options),
     ]
-
-
-class StopDiverged(Callback):
-    """Ends a training whose loss has not been finite for some steps running.
-
-    Gradients that are not finite make the weights so, and with them the loss of the next step.
-
-    Parameters
-    ----------
-    lr
-        For the message.
-    steps
-        How many.
-    """
-
-    def __init__(self, lr: float, steps: int = 3) -> None:
-        self.lr = lr
-        self.steps = steps
-        self._running = 0
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Look at the loss."""
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        self._running = 0 if bool(torch.isfinite(loss)) else self._running + 1
-        if self._running >= self.steps:
-            raise DivergedError(
-                f"The loss has not been a finite number since step "
-                f"{trainer.global_step - self.steps + 1}: the training diverged at a rate of "
-                f"{self.lr:g}. Give a lower --lr; no model has been written."
-            )

@@ -46,6 +46,9 @@ class FinetuneConfig(BaseModel):
     device, devices
         `"cpu"`, `"cuda"` or `"auto"`, and how many of them; several share each step's work (DDP),
         each with `batch_size` frames.
+    accelerate
+        `"auto"`, `"none"` for the framework's own evaluation, or the name of a library that the
+        backend can evaluate by, such as `"cueq"`.
     targets, method, method_settings
         As for `e3sparse.patch`; method also `"full"` (full fine-tuning) and `"scratch"`.
     magnetic, spin_orbit
@@ -66,10 +69,20 @@ class FinetuneConfig(BaseModel):
         others by least squares on the training frames. `"keep"`: the base model's references.
         Isolated atoms are neither trained nor tested on, in whichever file they are: without
         neighbours there is no force to learn, and only those of `train` are references.
+    refit_e0s
+        Whether fitted references are fitted once more after training, to what is left on `train`
+        between labels and the trained model; those of isolated atoms stay.
     epochs, max_steps
         Length of the training; `max_steps` counts if it is given.
     patience
         Validations without a better one after which to stop; None to go to the end.
+    recover
+        Whether a training whose losses or validations leave all bounds goes back to an earlier
+        state and on at half the learning rate (`e3sparse.training.recovery`); else it ends only
+        when the loss is no finite number.
+    allow_worse
+        Whether a model may be written whose loss on the validation frames is higher than the base
+        model's; else that is an error.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -80,6 +93,7 @@ class FinetuneConfig(BaseModel):
     device: str = "auto"
     devices: int = Field(1, ge=1)
     dtype: Literal["float32", "float64"] | None = None
+    accelerate: str = "auto"
 
     train: Path
     valid: Path | None = None
@@ -97,6 +111,7 @@ class FinetuneConfig(BaseModel):
     method: str = "budget"
     method_settings: dict[str, Any] = Field(default_factory=dict)
     e0s: Literal["keep", "fit"] = "fit"
+    refit_e0s: bool = True
 
     magnetic: bool = False
     spin_orbit: bool = False
@@ -117,6 +132,8 @@ class FinetuneConfig(BaseModel):
     optimizer: str = "schedule_free"
     loss: Loss = Loss()
     patience: int | None = Field(None, ge=1)
+    recover: bool = True
+    allow_worse: bool = False
     seed: int = Field(0, ge=0)
 
     out: Path = Path("run")
@@ -146,6 +163,15 @@ class FinetuneConfig(BaseModel):
     def _has_something_to_replay(self) -> Self:
         if self.replay is not None and self.method == "scratch":
             raise ValueError("training from scratch has no base model that it could stay near")
+        return self
+
+    @model_validator(mode="after")
+    def _is_evaluated_for_spins(self) -> Self:
+        if self.magnetic and self.accelerate not in ("auto", "none"):
+            raise ValueError(
+                f"accelerate={self.accelerate} has no effect with magnetic: spin-aware layers read "
+                "the features of the e3nn form"
+            )
         return self
 
     @model_validator(mode="after")

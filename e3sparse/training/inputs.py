@@ -44,16 +44,14 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
         As `load_potential` and `read_file` do, if a file has no forces and that was not asked for,
         or if too few frames are left to hold some out.
     """
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     potential = load_potential(
         config.model,
         backend=config.backend,
-        device=device,
+        device=config.device,
         dtype=None if config.dtype is None else getattr(torch, config.dtype),
         head=config.head,
     )
+    potential.accelerate_by(config.accelerate)
 
     isolated: dict[str, dict[int, Frame]] = {}
     notes: list[str] = []

@@ -1,5 +1,6 @@
 """The Lightning module: one step, the schedule of the delta, validation."""
 
+from math import inf
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from e3sparse.frames.batches import Batch
 from e3sparse.frames.evaluation import MEV
 from e3sparse.layers.injection import cached
 from e3sparse.potentials.backends import Potential, Prediction
+from e3sparse.potentials.quantities import record_values, values_of
 from e3sparse.training.losses import Loss
 from e3sparse.training.optimizers import FRESH_LR, make_optimizer, set_averaged
 from e3sparse.training.replay import Replay
@@ -34,6 +36,8 @@ class FineTuning(LightningModule):
         Learning rate of layers that are no part of the base model.
     replay
         Structures on which to stay near the base model, if any.
+    far_off
+        Validation loss above which a model is never the best.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class FineTuning(LightningModule):
         lr: float,
         fresh_lr: float = FRESH_LR,
         replay: Replay | None = None,
+        far_off: float = inf,
     ) -> None:
         super().__init__()
         self.model = potential.module
@@ -56,6 +61,7 @@ class FineTuning(LightningModule):
         self.lr = lr
         self.fresh_lr = fresh_lr
         self.replay = replay
+        self.far_off = far_off
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return what the optimizer holds."""
@@ -160,8 +166,9 @@ class FineTuning(LightningModule):
     def on_validation_epoch_end(self) -> None:
         metrics = self.trainer.callback_metrics
         # Only a model at its final sparsity may count as the best.
-        score = metrics["valid/loss"] if self.settled else torch.tensor(torch.inf)
-        self.log("valid/score", score, sync_dist=False)
+        loss = metrics["valid/loss"]
+        counts = self.settled and not float(loss) > self.far_off
+        self.log("valid/score", loss if counts else torch.tensor(torch.inf), sync_dist=False)
         self.log("step", float(self.trainer.global_step - 1), sync_dist=False)
         if self.adapter is not None:
             self.log("sparsity", self.adapter.sparsity().layerwise)
@@ -171,13 +178,5 @@ class FineTuning(LightningModule):
 
 
 def _detached(predicted: Prediction) -> Prediction:
-    def detach(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value.detach()
-
-    return Prediction(
-        predicted.energy.detach(),
-        predicted.forces.detach(),
-        detach(predicted.stress),
-        moments=detach(predicted.moments),
-        magnetic_forces=detach(predicted.magnetic_forces),
-    )
+    values = {name: value.detach() for name, value in values_of(predicted).items()}
+    return Prediction(**{"stress": None} | record_values(values))

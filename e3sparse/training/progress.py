@@ -37,6 +37,12 @@ class RunProgress(ProgressBar):
         super().setup(trainer, pl_module, stage)
         self._console = Console()
 
+    def say(self, sentence: str) -> None:
+        """Print a sentence, above the bar if there is one."""
+        if self._enabled:
+            console = self._console if self._progress is None else self._progress.console
+            console.print(sentence, soft_wrap=True, markup=False)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
         if not (self._enabled and self._console.is_terminal):

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,6 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
-from rich.markup import escape
 
 from e3sparse.adapter.fingerprint import fingerprint
 from e3sparse.adapter.handle import Adapter
@@ -22,21 +22,23 @@ from e3sparse.frames.evaluation import by_kind, error_table, errors, predict, se
 from e3sparse.frames.on_disk import facts_of, sample, without
 from e3sparse.frames.reading import Frame
 from e3sparse.potentials.backends import Potential
-from e3sparse.training.checkpoints import (
-    SCORE,
-    StopDiverged,
-    WholeCheckpoints,
-    checkpoint_callbacks,
-)
+from e3sparse.training.checkpoints import SCORE, WholeCheckpoints, checkpoint_callbacks
 from e3sparse.training.config import FinetuneConfig
 from e3sparse.training.data import Frames
-from e3sparse.training.energy_zero import choose_references, fate_of_isolated, said_of_references
+from e3sparse.training.energy_zero import (
+    choose_references,
+    fate_of_isolated,
+    said_of_references,
+    said_of_shifts_after,
+    shifts_after,
+)
 from e3sparse.training.inputs import load_inputs
 from e3sparse.training.module import FineTuning
 from e3sparse.training.patience import Patience
 from e3sparse.training.progress import RunProgress
+from e3sparse.training.recovery import Recovery, no_worse
 from e3sparse.training.replay import Replay, replay_frames
-from e3sparse.training.run_folder import RunFolder, digests
+from e3sparse.training.run_folder import LAST, RunFolder, digests
 from e3sparse.training.run_records import ADAPTER, SPINS, read_checkpoint
 from e3sparse.training.run_results import write_config, write_figures, write_results
 from e3sparse.training.scrutiny import examined, what_was_read
@@ -110,7 +112,8 @@ def finetune(
     console.print(
         f"{potential.name}: {sum(p.numel() for p in potential.module.parameters()):,} parameters, "
         + ", ".join(f"{len(frames)} {name}" for name, frames in splits.items())
-        + " frames"
+        + " frames",
+        markup=False,
     )
     console.print(what_was_read(splits))
     for note in notes:
@@ -137,7 +140,7 @@ def finetune(
     )
     for name, atoms in isolated.items():
         if atoms:
-            console.print(fate_of_isolated(config, name, atoms))
+            console.print(fate_of_isolated(config, name, atoms), markup=False)
     console.print(said_of_references(references, isolated["train"]))
     if isolated["train"] and references:
         off = errors(looked_at["train"], before["train"], references).get("energy_mae", 0.0)
@@ -158,7 +161,16 @@ def finetune(
         folder.start(potential.suffix, base=base, inputs=made_of)
         folder.remember_references(references)
         write_config(folder.path, config, potential)
+        folder.remember_settings()
 
+    # Moments have no base model's to be compared with.
+    plain = config.loss.model_copy(update={"moments": 0.0, "magnetic_forces": 0.0})
+    base_loss = plain.on_frames(looked_at["valid"], before["valid"], references)
+    recovery = Recovery(
+        config.learning_rate,
+        None if config.magnetic or config.method == "scratch" else base_loss,
+        **({} if config.recover else {"returns": 0}),
+    )
     module = FineTuning(
         potential,
         adapter,
@@ -167,6 +179,7 @@ def finetune(
         lr=config.learning_rate,
         fresh_lr=config.spin_lr,
         replay=Replay.of(to_replay, potential, config) if to_replay else None,
+        far_off=inf if config.allow_worse else recovery.far_off,
     )
     data = Frames(
         potential,
@@ -189,15 +202,30 @@ def finetune(
         )
     checkpoint = _checkpoint(folder, console) if resume else None
     try:
-        _fit(config, folder, module, data, checkpoint)
+        _fit(config, folder, module, data, checkpoint, recovery)
     except Interrupted:
         raise
     except BaseException:
         if folder.path != folder.out:
-            console.print(f"The earlier run in {escape(str(folder.out))} is as it was.")
+            console.print(f"The earlier run in {folder.out} is as it was.", markup=False)
         raise
 
     after = {name: predict(potential, frames) for name, frames in looked_at.items()}
+    shifts = shifts_after(config, looked_at["train"], after["train"], references, isolated["train"])
+    if shifts:
+        unshifted = errors(looked_at["train"], after["train"], references)
+        after = {name: found.shifted(looked_at[name], shifts) for name, found in after.items()}
+        now = errors(looked_at["train"], after["train"], references)
+        said = said_of_shifts_after(shifts, unshifted["energy_mae"], now["energy_mae"])
+        console.print(said, soft_wrap=True, markup=False)
+    loss = plain.on_frames(looked_at["valid"], after["valid"], references)
+    if config.method != "scratch" and not config.allow_worse and not no_worse(loss, base_loss):
+        raise DivergedError(
+            f"The best model has a loss of {loss:.3g} on the validation frames, and the base model "
+            f"{base_loss:.3g}: it is no better, and has not been written. Give a lower --lr than "
+            f"{config.learning_rate:g} or more steps; or --resume with --allow-worse, and it is "
+            "written as it is."
+        )
     rows = {}
     for name, frames in looked_at.items():
         rows[f"{name} before"] = errors(frames, before[name], references)
@@ -206,14 +234,17 @@ def finetune(
     kinds = by_kind(looked_at["valid"], before["valid"], after["valid"], references)
     if config.method != "scratch" and (warning := setback(rows, config.learning_rate, kinds)):
         console.print(warning, soft_wrap=True, markup=False)
-    write_results(folder.path, table, adapter, potential)
+    write_results(folder.path, table, adapter, potential, recovery.setbacks, shifts)
     write_figures(folder, looked_at, before, after, references)
+    references = {z: e + shifts.get(z, 0.0) for z, e in references.items()}
     if adapter is not None:
+        adapter.energy_references.update(references)
         adapter.save_pretrained(
             folder.path / ADAPTER,
             base_model=config.model,
             framework=potential.framework,
-            metrics={name: dict(row) for name, row in rows.items() if name.endswith("after")},
+            metrics={"frames": {name: len(frames) for name, frames in splits.items()}}
+            | {name: dict(row) for name, row in rows.items() if name.endswith("after")},
         )
         adapter.merge()
     potential.shift_energies(references)
@@ -229,7 +260,7 @@ def _checkpoint(folder: RunFolder, console: Console) -> Path | None:
         warnings.simplefilter("always")
         found = folder.last_checkpoint()
     for warning in caught:
-        console.print(escape(str(warning.message)))
+        console.print(str(warning.message), markup=False)
     if found is None:
         console.print("The run has no checkpoint yet: it begins at the first step.")
     return found
@@ -260,10 +291,11 @@ def _fit(
     module: FineTuning,
     data: Frames,
     checkpoint: Path | None,
+    recovery: Recovery,
 ) -> None:
     callbacks: list[Callback] = [
         RunProgress(),
-        StopDiverged(config.learning_rate),
+        recovery,
         *checkpoint_callbacks(folder.checkpoints),
     ]
     if config.patience is not None:
@@ -313,7 +345,12 @@ def _fit(
     )
     if not torch.isfinite(score):
         raise DivergedError(
-            f"No validation had a finite loss after the delta was as sparse as asked for: training "
-            f"diverged. Give a lower --lr than {config.learning_rate:g}; no model has been written."
+            f"No validation had a finite loss after the delta was as sparse as asked for, or one "
+            f"near the base model's: training diverged. Give a lower --lr than "
+            f"{config.learning_rate:g}; no model has been written."
         )
     module.load_state_dict(best["state_dict"])
+    # Of ranks that were spawned this process knows only what they have written.
+    written = read_checkpoint(folder.checkpoints / LAST)["callbacks"].get(recovery.state_key)
+    if written is not None:
+        recovery.load_state_dict(written)

@@ -35,12 +35,13 @@ from e3sparse.training.run_records import (
 )
 
 LISTING = "e3sparse-run.json"
-_LAST, _BEFORE = "last.ckpt", "last.previous.ckpt"
+LAST, _BEFORE = "last.ckpt", "last.previous.ckpt"
 _FIXED = (
     *(CONFIG, RESULTS, METRICS, "results.csv", "versions.json"),
     *("figures/learning.png", "figures/parity.png"),
-    *(f"{CHECKPOINTS}/{name}" for name in (BEST, _LAST, _BEFORE)),
+    *(f"{CHECKPOINTS}/{name}" for name in (BEST, LAST, _BEFORE)),
     *(f"{ADAPTER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")),
+    f"{ADAPTER}/README.md",
     *(f"{SPINS}/{name}" for name in ("spin_config.json", "spin_model.safetensors")),
 )
 
@@ -56,6 +57,8 @@ class RunListing(Listing):
         Fingerprint of the base model.
     references
         Energy shifts in eV by atomic number that the run was begun with.
+    settings
+        SHA-256 of `config.yaml`, in which a digit that changed would go unnoticed.
     finished
         Whether it has come to its end.
     """
@@ -64,6 +67,7 @@ class RunListing(Listing):
     inputs: dict[str, str] = Field(default_factory=dict)
     base: str | None = None
     references: dict[int, float] | None = None
+    settings: str | None = None
     finished: bool = False
 
 
@@ -108,6 +112,12 @@ class RunFolder:
                     f"{out} holds a run that has not finished. Give --resume to go on with it, "
                     "--overwrite to replace it, or another --out."
                 )
+        whole = read_listing(_beside(out), LISTING, RunListing)
+        if whole is not None and whole.finished and overwrite:
+            raise ConfigError(
+                f"A run has finished in {_beside(out)}, and was stopped while it took the place "
+                f"of the older one in {out}. This ends that: {resume_command(out)}"
+            )
         check_output(out, LISTING, "a run folder", inputs, overwrite=overwrite)
         older = read_listing(out, LISTING, RunListing)
         folder = cls(out, _beside(out) if older is not None else out)
@@ -157,23 +167,31 @@ class RunFolder:
         """Record the energy references that the run was begun with."""
         self._write(self.listing().model_copy(update={"references": dict(references)}))
 
+    def remember_settings(self) -> None:
+        """Record the contents of `config.yaml`, which a run that goes on is read from."""
+        self._write(self.listing().model_copy(update={"settings": _digest(self.path / CONFIG)}))
+
     def go_on(self, *, base: str, inputs: Mapping[str, str]) -> None:
         """Make ready to go on.
 
         Raises
         ------
         ConfigError
-            If the run was begun with other files or another base model; the message names them.
+            If the run was begun with other files, settings or another base model, or a log of it
+            is damaged; the message names them.
         """
         listing = self.listing()
         other = [name for name in listing.inputs if inputs.get(name) != listing.inputs[name]]
         if listing.base is not None and listing.base != base and "model" not in other:
             other.append("model")
+        if listing.settings is not None and listing.settings != _digest(self.path / CONFIG):
+            other.append(CONFIG)
         if other:
             raise ConfigError(
                 f"The run in {self.out} was begun with other contents of: {', '.join(other)}. "
                 "Put them back as they were to go on, or begin anew with another --out."
             )
+        self.metrics()  # what is wrong with them is said before the training, not after
         for leftover in self.path.rglob(LEFTOVERS):
             leftover.unlink()
         number = 0
@@ -217,7 +235,7 @@ class RunFolder:
         ConfigError
             If there are some, and all are damaged.
         """
-        there = [self.checkpoints / name for name in (_LAST, _BEFORE)]
+        there = [self.checkpoints / name for name in (LAST, _BEFORE)]
         there = [path for path in there if path.exists()]
         for path in there:
             try:
@@ -246,8 +264,12 @@ class RunFolder:
         for log in logs:
             try:
                 part = pd.read_csv(log)
-            except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
-                raise ConfigError(f"{log} is damaged or empty.") from None
+            except pd.errors.EmptyDataError:
+                continue  # of a run that was stopped, or whose disk was full, as it wrote this
+            except (pd.errors.ParserError, UnicodeDecodeError):
+                part = pd.DataFrame()
+            if "step" not in part:
+                raise ConfigError(f"{log} is damaged: remove it to do without its steps.")
             if len(part):
                 # What came after the checkpoint from which the run went on was done again.
                 begun = part["step"].min()
@@ -270,8 +292,9 @@ def _number(log: Path) -> int:
 
 def digests(inputs: Mapping[str, Path]) -> dict[str, str]:
     """Return the SHA-256 of each file, by its flag without dashes."""
-    found = {}
-    for flag, path in inputs.items():
-        with path.open("rb") as file:
-            found[flag.lstrip("-")] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {flag.lstrip("-"): _digest(path) for flag, path in inputs.items()}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

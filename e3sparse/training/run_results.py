@@ -2,12 +2,14 @@
 
 import platform
 import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
+from ase.data import chemical_symbols
 
 from e3sparse.adapter.handle import Adapter
 from e3sparse.files import replacing
@@ -50,12 +52,21 @@ def _versions() -> dict[str, str]:
 
 
 def write_results(
-    folder: Path, table: pd.DataFrame, adapter: Adapter | None, potential: Potential
+    folder: Path,
+    table: pd.DataFrame,
+    adapter: Adapter | None,
+    potential: Potential,
+    setbacks: Sequence[Mapping[str, Any]],
+    shifts: Mapping[int, float],
 ) -> None:
-    """Write errors and counts."""
+    """Write errors, counts, where the training went back to, and the references' last shifts."""
     with replacing(folder / "results.csv") as temporary:
         table.to_csv(temporary, index_label="split")
-    summary: dict[str, Any] = {"errors": table.to_dict(orient="index")}
+    summary: dict[str, Any] = {
+        "errors": table.to_dict(orient="index"),
+        "setbacks": list(setbacks),
+        "e0s_shifted_after": {chemical_symbols[z]: shift for z, shift in shifts.items()},
+    }
     if adapter is not None:
         counts = adapter.sparsity()
         summary["sparsity"] = {

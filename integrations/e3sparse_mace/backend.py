@@ -6,8 +6,8 @@ import mace  # noqa: I001
 
 import io
 import pickle
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,11 +35,13 @@ from e3sparse.errors import ConfigError, PatchError, nearest
 from e3sparse.files import replacing
 from e3sparse.layers.injection import SUBMODULE
 from e3sparse.layers.layouts import Species
+from e3sparse.potentials.converted import Converted
 from e3sparse_mace.acceleration import Acceleration
+from e3sparse_mace.cueq import cuequivariance
 from e3sparse_mace.inputs import EMBEDDING, FrameInputs, embedding_energies
 from e3sparse_mace.precision import recompute_coupling
-from e3sparse_mace.products import PRODUCTS
-from e3sparse_mace.reading import (
+from e3sparse_mace.contractions import PRODUCTS
+from e3sparse_mace.model_layers import (
     fed_species,
     radial_layers,
     species_candidates,
@@ -130,7 +132,7 @@ class MACEPotential(Potential):
         positions = data["positions"]
         cell, volume = data["cell"].view(-1, 3, 3), data["cell_volume"].view(-1, 1, 1)
         periodic = bool((volume > 0).any())
-        out = self._evaluate(data, compute_stress=periodic)
+        out = self._evaluate(self.evaluated(), data, compute_stress=periodic)
         energy = self._total_energy(data, out)
         stress = _no_stress(out["forces"], len(energy))
         if periodic:
@@ -149,7 +151,8 @@ class MACEPotential(Potential):
     def features(self, batch: Any) -> Features:
         data = _inputs(batch)
         positions = data["positions"]
-        out = self._evaluate(data, compute_force=False, compute_displacement=True)
+        # The features of the converted form are in another order.
+        out = self._evaluate(self.module, data, compute_force=False, compute_displacement=True)
         vectors, _ = get_edge_vectors_and_lengths(
             positions=data["positions"], edge_index=data["edge_index"], shifts=data["shifts"]
         )
@@ -177,12 +180,20 @@ class MACEPotential(Potential):
             predict=predict,
         )
 
-    def _evaluate(self, data: dict[str, Any], **options: bool) -> dict[str, Tensor]:
-        if self._acceleration.model is not self.module:
-            self._acceleration = Acceleration(self.module)
-        accelerated = self._acceleration(data["node_attrs"]) if self.accelerate else nullcontext()
-        with default_dtype(self.dtype), accelerated, embedding_energies(self.module) as embedding:
-            out: dict[str, Tensor] = self.module(data, training=self.module.training, **options)
+    def forms(self) -> Mapping[str, Callable[[], Converted]]:
+        return {"cueq": lambda: cuequivariance(self.module)}
+
+    def _evaluate(self, model: Any, data: dict[str, Any], **options: bool) -> dict[str, Tensor]:
+        seen = model
+        faster: AbstractContextManager[None] = nullcontext()
+        if isinstance(model, Converted):
+            seen = model.form
+        elif self.accelerate:
+            if self._acceleration.model is not model:
+                self._acceleration = Acceleration(model)
+            faster = self._acceleration(data["node_attrs"])
+        with default_dtype(self.dtype), faster, embedding_energies(seen) as embedding:
+            out: dict[str, Tensor] = model(data, training=self.module.training, **options)
         return out | embedding
 
     def _total_energy(self, data: Mapping[str, Tensor], out: Mapping[str, Tensor]) -> Tensor:
@@ -233,6 +244,11 @@ class MACEBackend(Backend):
     """Models of the `mace` package."""
 
     name: ClassVar[str] = "mace"
+    layers: ClassVar[Sequence[str]] = ("mace.modules.",)
+    pickled: ClassVar[Sequence[str]] = (
+        "mace.modules.wrapper_ops.CuEquivarianceConfig",
+        "mace.modules.wrapper_ops.OEQConfig",
+    )
 
     def model_names(self) -> Sequence[str]:
         return (*_OFF, *_MP)

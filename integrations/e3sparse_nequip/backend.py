@@ -21,16 +21,14 @@ from torch import Tensor, nn
 from e3sparse.errors import ConfigError, PatchError
 from e3sparse.layers.clebsch_gordan import recompute_wigner_3j
 from e3sparse.layers.injection import SUBMODULE
-from e3sparse.layers.layouts import Species, kind_of, qualified_name
+from e3sparse.layers.kinds import kind_of, qualified_name
+from e3sparse.layers.layouts import Species
 from e3sparse.potentials.backends import Backend, Potential, Prediction, pickle_mentions
+from e3sparse_nequip.layers import TYPE_EMBEDDINGS
 from e3sparse_nequip.options import nequip_state
 from e3sparse_nequip.package import SUFFIX, write_package
 
 _ONLINE = "nequip.net:"
-_TYPE_EMBEDDINGS = {
-    "nequip.nn.embedding.node.NodeTypeEmbed": ("embed_module",),
-    "allegro.nn._edgeembed.ProductTypeEmbedding": ("center_embed", "neighbor_embed"),
-}
 
 
 class NequIPBatch(dict[str, Tensor]):
@@ -155,6 +153,7 @@ class NequIPBackend(Backend):
     """Models of the `nequip` package and of its extensions."""
 
     name: ClassVar[str] = "nequip"
+    layers: ClassVar[Sequence[str]] = ("nequip.nn.", "allegro.nn.")
 
     def model_names(self) -> Sequence[str]:
         return ()
@@ -203,7 +202,7 @@ def _radial_networks(module: nn.Module) -> Iterator[tuple[str, str]]:
 
 def _species_axes(module: nn.Module) -> Iterator[tuple[str, int]]:
     for path, block in module.named_modules():
-        for name in _TYPE_EMBEDDINGS.get(qualified_name(type(block)), ()):
+        for name in TYPE_EMBEDDINGS.get(qualified_name(type(block)), ()):
             yield f"{path}.{name}", 0
 
 

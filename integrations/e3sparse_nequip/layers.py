@@ -3,9 +3,16 @@
 from itertools import accumulate, product
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from e3sparse.layers.layouts import Block, LayerKind, Layout, PassedOver, register_kind
+from e3sparse.layers.kinds import LayerKind, PassedOver, qualified_name, register_kind
+from e3sparse.layers.layouts import Block, Layout
+
+TYPE_EMBEDDINGS = {
+    "nequip.nn.embedding.node.NodeTypeEmbed": ("embed_module",),
+    "allegro.nn._edgeembed.ProductTypeEmbedding": ("center_embed", "neighbor_embed"),
+}
+"""What holds an embedding of atom types, and under which names."""
 
 
 def _scalar_linear(layer: Any) -> Layout:
@@ -64,6 +71,12 @@ def _contracter(layer: Any) -> Layout:
     )
 
 
+def _embeds_types(model: nn.Module, path: str) -> bool:
+    # torch's embedding serves whatever has numbers to tell apart, in other people's models too.
+    holder, _, name = path.rpartition(".")
+    return name in TYPE_EMBEDDINGS.get(qualified_name(type(model.get_submodule(holder))), ())
+
+
 def _embedding(layer: Any) -> Layout:
     # One row for each atom type.
     return _matrix("embedding", layer._parameters["weight"], 1.0)
@@ -89,5 +102,12 @@ def _instructions(layer: Any) -> list[tuple[int, int, int]]:
 
 register_kind(LayerKind("mlp", ("nequip.nn.mlp.ScalarLinearLayer",), _scalar_linear))
 register_kind(LayerKind("mlp", ("nequip.nn.mlp.DeepLinearMLP",), _deep_linear))
-register_kind(LayerKind("embedding", ("torch.nn.modules.sparse.Embedding",), _embedding))
+register_kind(
+    LayerKind(
+        "embedding",
+        ("torch.nn.modules.sparse.Embedding",),
+        _embedding,
+        applies=_embeds_types,
+    )
+)
 register_kind(LayerKind("tp", ("allegro.nn._strided._contract.Contracter",), _contracter))

@@ -23,7 +23,7 @@ from e3sparse.adapter.patching import adapters
 from e3sparse.deltas import ParamGroup, make_method
 from e3sparse.errors import ConfigError, nearest
 from e3sparse.layers.faster_products import Acceleration
-from e3sparse.layers.layouts import qualified_name
+from e3sparse.layers.kinds import qualified_name
 from e3sparse_nequip.backend import NequIPPotential
 
 SETTLED = "settled/"

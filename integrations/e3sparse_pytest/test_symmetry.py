@@ -36,4 +36,4 @@ def test_symmetry(check: str, e3sparse_subject: Subject, request: pytest.Fixture
     if result.status in ("skipped", "not claimed"):
         pytest.skip(str(result))
     if not result.ok:
-        pytest.fail(str(result), pytrace=False)
+        pytest.fail(result.message(), pytrace=False)

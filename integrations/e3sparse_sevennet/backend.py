@@ -4,8 +4,9 @@ import copy
 import pickle
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +31,8 @@ from e3sparse.layers.clebsch_gordan import as_read, recompute_wigner_3j
 from e3sparse.layers.injection import SUBMODULE
 from e3sparse.layers.layouts import Species
 from e3sparse.potentials.backends import Backend, Features, Potential, Prediction, pickle_mentions
+from e3sparse.potentials.converted import Converted
+from e3sparse_sevennet.forms import LIBRARIES, convert
 
 # SevenNet writes xx, yy, zz, xy, yz, zx.
 _TO_MATRIX = torch.tensor([[0, 3, 5], [3, 1, 4], [5, 4, 2]])
@@ -71,10 +74,7 @@ class SevenNetPotential(Potential):
             for path, module in self.module.named_modules()
             if isinstance(module, IrrepsConvolution) and module.weight_nn is not None
         }
-        if self.dtype != torch.float32:
-            # OnehotEmbedding casts to float32 whatever the precision of the model is.
-            embedding = self.module._modules["onehot_idx_to_onehot"]
-            embedding.register_forward_hook(_cast_onehot)
+        _keep_precision(self.module, self.dtype)
 
     def _species_axes(self) -> dict[str, int]:
         axes = {
@@ -101,7 +101,7 @@ class SevenNetPotential(Potential):
     def forward(self, batch: Any) -> Prediction:
         data = _inputs(batch)
         with self.accelerated():
-            out = self.module(data)
+            out = self.evaluated()(data)
         virial: Tensor = out[KEY.PRED_STRESS]  # (B, 6)
         return Prediction(
             energy=out[KEY.PRED_TOTAL_ENERGY],
@@ -109,6 +109,14 @@ class SevenNetPotential(Potential):
             stress=-virial[:, _TO_MATRIX.to(virial.device)],
             geometry=(data[KEY.EDGE_VEC], batch[KEY.BATCH][batch[KEY.EDGE_IDX][0]]),
         )
+
+    def forms(self) -> Mapping[str, Callable[[], Converted]]:
+        def form(library: str) -> Converted:
+            converted = convert(self.module, self.config, library)
+            _keep_precision(converted.form, self.dtype)
+            return converted
+
+        return {library: partial(form, library) for library in LIBRARIES}
 
     def features(self, batch: Any) -> Features:
         model: Any = self.module
@@ -206,6 +214,7 @@ class SevenNetBackend(Backend):
     """Models of the `sevenn` package."""
 
     name: ClassVar[str] = "sevennet"
+    layers: ClassVar[Sequence[str]] = ("sevenn.nn.",)
 
     def model_names(self) -> Sequence[str]:
         return tuple(sevenn.util.get_available_pretrained_models())
@@ -244,6 +253,12 @@ def _inputs(batch: Any) -> Any:
     data[KEY.CELL_VOLUME] = batch[KEY.CELL_VOLUME].clone()
     data[KEY.EDGE_VEC].requires_grad_(True)
     return data
+
+
+def _keep_precision(module: Any, dtype: torch.dtype) -> None:
+    """Make one-hot inputs of the model's precision: SevenNet's are float32 in any case."""
+    if dtype != torch.float32:
+        module._modules["onehot_idx_to_onehot"].register_forward_hook(_cast_onehot)
 
 
 def _cast_onehot(module: Any, inputs: Any, data: Any) -> Any:

@@ -29,7 +29,7 @@ from e3sparse.adapter.file import read_values
 from e3sparse.adapter.fingerprint import clebsch_gordan_probe
 from e3sparse.errors import E3SparseError
 
-FILES = ["adapter_config.json", "adapter_model.safetensors"]
+FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 
 
 def test_the_config_says_what_the_adapter_is(tmp_path):
@@ -45,7 +45,7 @@ def test_the_config_says_what_the_adapter_is(tmp_path):
     assert sorted(contents(folder)) == FILES
     config = read_config(folder)
     assert isinstance(config, AdapterConfig)
-    assert config.format_version == 1
+    assert config.format_version == 2
     assert (config.method, config.targets) == ("budget", "all")
     assert config.settings == adapter.method.model_dump()
     assert (config.base_model, config.framework) == ("a model", {"sevenn": "0.13.0"})

@@ -1,4 +1,7 @@
-"""Whatever becomes of its bytes, a folder is refused or read right, and never executed."""
+"""A folder without a digest is refused or read as a whole, and none is ever executed.
+
+What a digest tells is in `test_attacks_on_folders.py`.
+"""
 
 import io
 import json
@@ -7,13 +10,13 @@ import shutil
 
 import pytest
 import torch
-from folders import assert_refused, load
+from folders import as_version_1, assert_refused, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import network, snapshot
 
-from e3sparse.adapter.config import CONFIG_NAME
-from e3sparse.adapter.file import TENSORS_NAME, read_values
+from e3sparse.adapter.config import CONFIG_NAME, TENSORS_NAME
+from e3sparse.adapter.file import read_values
 from e3sparse.errors import AdapterFileError
 
 
@@ -48,8 +51,8 @@ def test_a_pickle_is_not_executed(folder, tmp_path, name, write):
     assert mark.exists()
 
 
-def loads_right_or_is_refused(folder):
-    """Assert that nothing but an `AdapterFileError` comes of a folder, and no wrong number."""
+def loads_whole_or_is_refused(folder):
+    """Assert that nothing but an `AdapterFileError` comes of a folder, and no half of a model."""
     model = network()
     before = snapshot(model)
     try:
@@ -73,12 +76,12 @@ def loads_right_or_is_refused(folder):
 )
 def test_damaged_bytes(saved, tmp_path_factory, name, edits, cut):
     folder = tmp_path_factory.getbasetemp() / "damaged"
-    shutil.copytree(saved, folder, dirs_exist_ok=True)
+    as_version_1(shutil.copytree(saved, folder, dirs_exist_ok=True))
     content = bytearray((folder / name).read_bytes())
     for where, byte in edits:
         content[int(where * len(content))] = byte
     (folder / name).write_bytes(content if cut is None else content[: int(cut * len(content))])
-    loads_right_or_is_refused(folder)
+    loads_whole_or_is_refused(folder)
     try:
         values = read_values(folder)
     except AdapterFileError:
@@ -104,7 +107,7 @@ def leaves(node, path=()):
 )
 def test_wrong_values_in_the_config(saved, tmp_path_factory, in_layers, where, value):
     folder = tmp_path_factory.getbasetemp() / "edited"
-    shutil.copytree(saved, folder, dirs_exist_ok=True)
+    as_version_1(shutil.copytree(saved, folder, dirs_exist_ok=True))
     config = json.loads((folder / CONFIG_NAME).read_text())
     paths = [path for path in leaves(config) if path and ("layers" in path) == in_layers]
     *parents, last = paths[int(where * len(paths))]
@@ -113,4 +116,4 @@ def test_wrong_values_in_the_config(saved, tmp_path_factory, in_layers, where, v
         node = node[key]
     node[last] = value
     (folder / CONFIG_NAME).write_text(json.dumps(config))
-    loads_right_or_is_refused(folder)
+    loads_whole_or_is_refused(folder)

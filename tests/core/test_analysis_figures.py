@@ -1,5 +1,6 @@
 """Figures and the page: nothing clipped, nothing missing, nothing from elsewhere."""
 
+import errno
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -21,7 +22,7 @@ from e3sparse.analysis.causality import Ablation
 from e3sparse.analysis.heatmap import Scale
 from e3sparse.analysis.periodic_table import place
 from e3sparse.analysis.report import PAGE, write_report
-from e3sparse.errors import ConfigError
+from e3sparse.errors import ConfigError, E3SparseError
 
 pytestmark = pytest.mark.any_e3nn
 
@@ -221,7 +222,7 @@ def test_a_folder_that_is_no_report_is_left_alone(tmp_path):
     made = changes(1)
     (tmp_path / "mine.txt").write_text("kept")
     for overwrite in (False, True):
-        with pytest.raises(ConfigError, match="not the folder of a report"):
+        with pytest.raises(ConfigError, match="is not the folder of a report"):
             write_report(made, tmp_path, overwrite=overwrite)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -235,3 +236,44 @@ def test_a_report_is_replaced_only_on_request(tmp_path):
     assert (out / PAGE).read_bytes() == before
     write_report(changes(1), out, overwrite=True)
     assert not (out / "tables" / "pairs.csv").exists()
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_report_that_is_replaced_costs_nobody_a_file(tmp_path):
+    out = tmp_path / "out"
+    write_report(changes(1), out)
+    (out / "figures" / "mine.png").write_text("mine")
+    (out / "notes.txt").write_text("mine")
+    write_report(changes(3), out, overwrite=True)
+    assert (out / "figures" / "mine.png").read_text() == "mine"
+    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "tables" / "pairs.csv").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_page_and_figures_of_somebody_else_are_no_report(tmp_path):
+    (tmp_path / PAGE).write_text("mine")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "mine.png").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match="is not the folder of a report"):
+        write_report(changes(1), tmp_path, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_a_report_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write_report(changes(3), out)
+    before = contents(out)
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(E3SparseError, match="No space is left"):
+        write_report(changes(1), out, overwrite=True)
+    assert contents(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -356,6 +356,22 @@ def test_the_learning_rate_of_the_delta_follows_and_no_other(decay):
     assert mine == pytest.approx(0.01 * 25**0.75 * decay**19)
 
 
+@given(
+    sparsities, st.floats(1e-4, 10), st.floats(1e-2, 2), st.sampled_from(["constant", "falling"])
+)
+def test_the_learning_rate_grows_no_further_than_the_largest(sparsity, lr, largest, schedule):
+    settings = {"target_sparsity": sparsity, "largest_lr": largest, "total_steps": 20}
+    adapter = patch(network(), "all", "budget", **settings)
+    optimizer = torch.optim.SGD(adapter.param_groups(lr=lr))
+    decay = 1.0 if schedule == "constant" else 0.9
+    for step in range(1, 21):
+        adapter.step(optimizer=optimizer)
+        own, grown = lr * decay ** (step - 1), adapter.method.rate(step / 20)
+        (group,) = optimizer.param_groups
+        assert group["lr"] == pytest.approx(max(own, min(own * grown, largest)))
+        group["lr"] *= decay
+
+
 def test_an_adam_forgets_squares_as_the_method_says():
     _, optimizer = with_optimizer(method="budget", beta2=0.9)
     assert [group["betas"] for group in optimizer.param_groups] == [(0.9, 0.9), (0.9, 0.999)]

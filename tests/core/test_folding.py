@@ -21,7 +21,7 @@ from torch import nn
 
 import e3sparse
 from e3sparse.errors import PatchError
-from e3sparse.layers.layouts import KINDS, LayerKind, PassedOver, register_kind
+from e3sparse.layers.kinds import KINDS, LayerKind, PassedOver, register_kind
 
 
 class Convolution(nn.Module):
@@ -326,3 +326,15 @@ def test_a_patch_leaves_the_radial_network_as_it_is():
     after = {key: value for key, _, value in weights(model)}
     changed = {key for key in before if before[key] != after[key]}
     assert changed == {f"{FOLD_INTO['conv']}.weight"}
+
+
+def test_what_cannot_be_merged_is_said_when_it_is_patched(recwarn):
+    cannot = "1 of 1 patched layers cannot be merged.*'tp:internal' picks"
+    with pytest.warns(UserWarning, match=cannot):
+        e3sparse.patch(Convolution(mlp), "tp")
+    with pytest.warns(UserWarning, match="1 of 3 patched layers cannot be merged"):
+        e3sparse.patch(Convolution(mlp), ["tp", "mlp"])
+    recwarn.clear()
+    e3sparse.patch(Convolution(mlp), "tp", fold_into={"conv": "radial.layer1"})
+    e3sparse.patch(network(), ["linear", "fctp", "tp:internal"])
+    assert [str(warning.message) for warning in recwarn if "merged" in str(warning.message)] == []

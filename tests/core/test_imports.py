@@ -40,7 +40,7 @@ MAY_IMPORT = {
 BEGINS = {
     "torch": "layers deltas adapter potentials frames magnetism symmetry training analysis cli",
     "e3nn": "layers adapter magnetism symmetry",
-    "safetensors": "adapter magnetism",
+    "safetensors": "adapter",
     "ase": "potentials frames magnetism symmetry datasets training analysis cli",
     "lightning": "training",
     "schedulefree": "training",
@@ -185,6 +185,27 @@ def test_what_is_loaded(code, without, with_):
     found = loaded_by(code)
     assert with_ <= found
     assert not found & (without | FRAMEWORKS)
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["magnetism", "frames.evaluation", "training.run", "analysis.report", "cli", "cli.models"],
+)
+def test_nothing_but_the_symmetry_suite_needs_what_draws_cases(module):
+    # The extra `train` installs neither of them.
+    code = (
+        "import sys, torch\n"
+        "torch.serialization.add_safe_globals([slice])\n"
+        "sys.modules.update(hypothesis=None, pytest=None)\n"
+        f"import e3sparse.{module}\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_control_needs_what_draws_cases():
+    code = "import sys; sys.modules.update(hypothesis=None); import e3sparse.symmetry"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "hypothesis" in run.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", e3sparse.__all__)

@@ -24,7 +24,8 @@ from torch import nn
 import e3sparse
 from e3sparse.deltas import METHODS
 from e3sparse.layers.injection import SUBMODULE, patched_class
-from e3sparse.layers.layouts import KINDS, Block, LayerKind, Layout, register_kind
+from e3sparse.layers.kinds import KINDS, LayerKind, register_kind
+from e3sparse.layers.layouts import Block, Layout
 
 
 def force_loss(energy, force):

@@ -4,8 +4,10 @@ import contextlib
 import os
 
 import pytest
+import torch
 
-from e3sparse.errors import ConfigError
+from e3sparse.errors import ConfigError, E3SparseError
+from e3sparse.files import replacing
 from e3sparse.output_folders import (
     Listing,
     check_output,
@@ -77,6 +79,22 @@ def test_what_is_not_ours_is_refused(out, says, overwrite, project):
     with pytest.raises(ConfigError, match=says):
         check(project / out, overwrite=overwrite)
     assert contents(project) == before
+
+
+def test_a_folder_that_could_not_be_made_is_refused_at_once(project, monkeypatch):
+    with pytest.raises(ConfigError, match=r"train\.xyz is a file, so that .* cannot be made"):
+        check(project / "train.xyz" / "below" / "run")
+    (project / "dangling").symlink_to(project / "nowhere")
+    with pytest.raises(ConfigError, match="symbolic link, to"):
+        check(project / "dangling")
+    with pytest.raises(OSError, match="too long"):
+        check(project / ("n" * 300) / "run")
+    # Whoever runs this may be root, who may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match="may not be written into"):
+        check(project / "new")
+    with pytest.raises(ConfigError, match="may not be written into"):
+        check(project / "out")
 
 
 @pytest.mark.parametrize("here", ["out", "out/figures"])
@@ -206,3 +224,20 @@ def test_an_exchange_that_is_interrupted_can_be_ended(step, foreign, project, mo
     assert found.pop(NAME)
     mine = {"notes.txt": "mine"} if foreign else {}
     assert found == {"config.yaml": "new", "tables/t.csv": "new"} | mine
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("numbers", [9, 10**6])
+def test_a_full_disk_under_torch_is_a_sentence(numbers, tmp_path):
+    """What torch's own writer says of a full disk is no OSError."""
+    path = tmp_path / "model.pth"
+    path.write_text("before")
+    with pytest.raises(E3SparseError, match="cannot be written whole"), replacing(path):
+        torch.save(torch.zeros(numbers), "/dev/full")
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
+
+
+def test_other_errors_are_left_alone(tmp_path):
+    with pytest.raises(RuntimeError, match="out of memory"), replacing(tmp_path / "file"):
+        raise RuntimeError("CUDA error: out of memory")

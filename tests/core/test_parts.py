@@ -12,7 +12,8 @@ from torch import nn
 import e3sparse
 from e3sparse.errors import TargetError
 from e3sparse.layers.injection import cached
-from e3sparse.layers.layouts import KINDS, Block, LayerKind, Layout, Species, register_kind
+from e3sparse.layers.kinds import KINDS, LayerKind, register_kind
+from e3sparse.layers.layouts import Block, Layout, Species
 
 METHODS = ("budget", "soft_threshold", "low_rank", "dense", "fixed_mask")
 SHAPES = {"top": (3, 2, 4), "rest.0": (3, 1, 4), "rest.2": (3, 5, 4)}

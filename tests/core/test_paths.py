@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from e3sparse.adapter.targets import candidates
-from e3sparse.layers.layouts import KINDS, Block, LayerKind, Layout, kind_of, register_kind
+from e3sparse.layers.kinds import KINDS, LayerKind, kind_of, register_kind
+from e3sparse.layers.layouts import Block, Layout
 from e3sparse.symmetry.layers import CONNECTIONS, irreps, tensor_products
 
 UNCOMPILED = {"compile_left_right": False}

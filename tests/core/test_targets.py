@@ -1,5 +1,7 @@
 """What `targets` selects, and that nothing is skipped in silence."""
 
+import re
+
 import pytest
 import torch
 from e3nn import o3
@@ -7,9 +9,9 @@ from networks import network, patch
 from torch import nn
 
 import e3sparse
-from e3sparse.adapter.targets import select
+from e3sparse.adapter.targets import UNKNOWN, select
 from e3sparse.errors import TargetError
-from e3sparse.layers.layouts import KINDS, LayerKind
+from e3sparse.layers.kinds import KINDS, LayerKind
 
 LAYERS = {
     "embedding": "linear",
@@ -76,7 +78,9 @@ def test_every_layer_of_the_model_is_listed_in_the_summary():
     for path in LAYERS:
         assert path in text or LAYERS[path] in text
     assert "tp: it has no weights (fixed)" in text
-    assert "2 x mlp: not among the targets (radial.layer0, radial.layer1)" in text
+    assert re.search(
+        r"2 x mlp: not among the targets, .*% of the parameters \(radial.layer0, radial.l", text
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,19 @@ def test_targets_that_match_nothing(targets, says):
     holdings = r".*The model holds 1 fctp, 2 linear, 2 mlp, 2 tp \(try targets='(linear|mlp|tp)'\)"
     with pytest.raises(TargetError, match=says + holdings):
         select(network(), targets)
+
+
+def test_a_kind_is_narrowed_to_layers_with_weights_of_their_own():
+    assert set(select(network(), "tp").layers) == {"conv", "mixed"}
+    assert set(select(network(), "tp:internal").layers) == {"mixed"}
+    assert set(select(network(), "tp:external").layers) == {"conv"}
+    assert set(select(network(), ["linear:internal", "tp:internal"]).layers) == {
+        *of_kind("linear"),
+        "mixed",
+    }
+    for nothing in ("linear:external", "tp:extern"):
+        with pytest.raises(TargetError, match=f"targets='{nothing}' matches no layer"):
+            select(network(), nothing)
 
 
 @pytest.mark.parametrize("targets", [[], ()])
@@ -179,3 +196,30 @@ def test_one_module_under_two_names_is_patched_once():
     model = nn.ModuleDict({"one": o3.Linear("2x0e", "2x0e")})
     model["two"] = model["one"]
     assert list(select(model, "linear").layers) == ["one"]
+
+
+class Holder(nn.Module):
+    """A module that no kind knows, with weights of its own and layers below it."""
+
+    def __init__(self):
+        super().__init__()
+        self.scales = nn.Parameter(torch.ones(5))
+        self.table = nn.ParameterList([nn.Parameter(torch.ones(2, 3))])
+        self.norm = nn.LayerNorm(4)
+        self.linear = o3.Linear("2x0e", "3x0e")
+
+
+@pytest.mark.parametrize("targets", ["linear", "everything", "held.linear"])
+def test_every_parameter_is_in_a_target_or_passed_over(targets):
+    model = network()
+    model.held = Holder()
+    found = select(model, targets)
+    owned = sum(
+        sum(p.numel() for p in model.get_submodule(path).parameters()) for path in found.layers
+    )
+    left = sum(skip.parameters for skip in found.skipped)
+    assert owned + left == sum(p.numel() for p in model.parameters())
+    unknown = {skip.path: skip.parameters for skip in found.skipped if skip.reason == UNKNOWN}
+    assert unknown == {"held": 5, "held.table": 6, "held.norm": 8}
+    text = str(patch(model, targets).summary())
+    assert "1 x LayerNorm: of no kind that e3sparse knows, " in text

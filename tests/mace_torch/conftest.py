@@ -1,9 +1,15 @@
 """A small MACE file and labelled frames, made on the spot."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from mace_models import load, tiny
 from sample_frames import splits
+
+# Last, because a benchmark may have the name of somebody's package.
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ def load(model, dtype=None, head=None):
 @functools.cache
 def tiny(dtype=torch.float64, **changes):
     """Return a model of a few thousand parameters with every kind of layer that MACE has."""
-    from e3sparse_mace.architectures import random_model
+    from mace_architectures import random_model
 
     heads = changes.get("heads", ("Default",))
     settings = {

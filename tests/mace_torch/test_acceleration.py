@@ -8,8 +8,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
-from e3sparse_mace.architectures import ARCHITECTURES, random_model
 from e3sparse_mace.backend import MACEPotential
+from mace_architectures import ARCHITECTURES, random_model
 from mace_models import NUMBERS, TARGETS, tiny
 from potentials import assert_accelerated_the_same
 from test_backend import evaluate, random_deltas

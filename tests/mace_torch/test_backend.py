@@ -8,8 +8,8 @@ import pytest
 import torch
 from e3nn.util import jit
 from e3sparse_mace import MACEBackend
-from e3sparse_mace.architectures import random_model
 from mace.calculators import LAMMPS_MACE, MACECalculator
+from mace_architectures import random_model
 from mace_models import NUMBERS, SHARED, TARGETS, load, tiny
 from potentials import evaluate, random_deltas, relative, tolerance
 from replayed import drifts

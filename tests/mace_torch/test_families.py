@@ -7,7 +7,7 @@ import pytest
 import torch
 from ase.build import molecule
 from e3nn import o3
-from e3sparse_mace.backend import MACEPotential
+from e3sparse_mace.backend import MACEBackend, MACEPotential
 from families import FAMILIES, small
 from mace.calculators import MACECalculator
 from mace_models import TARGETS, load, tiny
@@ -18,6 +18,7 @@ import e3sparse
 from e3sparse.adapter.targets import candidates, select
 from e3sparse.errors import ConfigError, TargetError
 from e3sparse.potentials.calculator import PotentialCalculator
+from e3sparse.potentials.trust import look
 from e3sparse.symmetry import CHECKS, PotentialSubject
 
 LINEAR_SELF_CONNECTIONS = ("mh-0", "mh-1", "omol")
@@ -331,3 +332,9 @@ def test_saving_is_idempotent(family, dtype, tmp_path):
         if name not in parameters:
             assert torch.equal(values, states[2][name]), name
     assert any(not torch.equal(states[0][n], states[2][n]) for n in parameters)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_their_files_hold_nothing_but_layers_and_data(family, tmp_path):
+    torch.save(small(family), tmp_path / "model")
+    look(tmp_path / "model", MACEBackend.layers, MACEBackend.pickled)

@@ -133,3 +133,24 @@ def test_inspect_and_check(run, tiny_file):
     assert "readouts.1.linear_2" in printed
     code, printed, _ = run("check", tiny_file, "--examples", 2, "--max-atoms", 4)
     assert code == 0, printed
+
+
+def test_a_run_by_cuequivariance_is_the_run_without_it(finetune, tmp_path):
+    pytest.importorskip("cuequivariance_torch")
+    found = {}
+    for way in ("none", "cueq"):
+        code, printed, errors = finetune(
+            "--dtype", "float64", "--targets", "everything", "--accelerate", way, out=way
+        )
+        assert code == 0, printed + errors
+        found[way] = json.loads((tmp_path / way / "results.json").read_text())
+    for row, errors in found["none"]["errors"].items():
+        assert found["cueq"]["errors"][row] == pytest.approx(errors, rel=1e-6), row
+    assert found["cueq"]["sparsity"] == found["none"]["sparsity"]
+
+
+def test_a_way_of_evaluation_that_is_not_there(finetune, tmp_path):
+    code, _, errors = finetune("--accelerate", "cuequi")
+    assert code == 2
+    assert "by 'cuequi'. Did you mean 'cueq'" in errors
+    assert not (tmp_path / "run").exists()

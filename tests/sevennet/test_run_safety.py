@@ -89,7 +89,7 @@ def test_only_what_the_run_wrote_is_replaced(project):
     finetune(settings(seed=1, method="full"), overwrite=True)
     now = contents(project / "run")
     assert {str(p) for p in first} - {str(p) for p in now} == {
-        "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
+        "adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
     }  # fmt: skip
     assert (project / "run" / "notes.txt").read_text() == "mine"
     assert (project / "run" / "figures" / "mine.png").read_text() == "mine"

@@ -245,17 +245,57 @@ def test_a_training_that_diverges_leaves_no_model(
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-@pytest.mark.parametrize(("lr", "astray"), [(30.0, True), (1e-3, False)])
-def test_a_training_that_made_things_worse_says_so(
-    lr, astray, tiny_checkpoint, data_files, tmp_path, capsys
+def test_a_model_that_is_worse_than_the_base_is_written_only_if_that_is_allowed(
+    tiny_checkpoint, data_files, tmp_path, capsys
 ):
-    table = finetune(
-        config(tiny_checkpoint, data_files, tmp_path / "run", method="dense", lr=lr, max_steps=12)
-    ).table
-    worse = table.loc["valid after", "forces_mae"] > table.loc["valid before", "forces_mae"]
-    assert worse == astray
+    settings = {"method": "dense", "lr": 30.0, "max_steps": 12, "recover": False}
+    refused = config(tiny_checkpoint, data_files, tmp_path / "run", **settings)
+    with pytest.raises(DivergedError, match=r"no better.*--allow-worse"):
+        finetune(refused)
+    assert not (tmp_path / "run" / "model.pth").exists()
+    assert not (tmp_path / "run" / "adapter").exists()
+    capsys.readouterr()
+    allowed = refused.model_copy(update={"allow_worse": True})
+    table = finetune(allowed, resume=True).table
+    assert table.loc["valid after", "forces_mae"] > table.loc["valid before", "forces_mae"]
+    assert "give a lower --lr than 30" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "run" / "model.pth").exists()
+
+
+def test_a_training_at_a_rate_far_too_high_goes_back_and_ends_well(
+    tiny_checkpoint, data_files, tmp_path, capsys
+):
+    settings = {"method": "dense", "lr": 30.0, "max_steps": 60, "valid_every": 3}
+    table = finetune(config(tiny_checkpoint, data_files, tmp_path / "run", **settings)).table
+    assert table.loc["valid after", "forces_mae"] < table.loc["valid before", "forces_mae"]
+    setbacks = json.loads((tmp_path / "run" / "results.json").read_text())["setbacks"]
+    assert setbacks
     said = " ".join(capsys.readouterr().out.split())
-    assert (f"give a lower --lr than {lr:g}" in said) == astray
+    for setback in setbacks:
+        assert f"went back to step {setback['back_to']}" in said
+
+
+def test_references_are_fitted_once_more_after_training(
+    tiny_checkpoint, data_files, tmp_path, capsys
+):
+    # Forces alone are learnt, so nothing else holds the energies.
+    settings = {"method": "dense", "loss": {"energy": 0.0}, "dtype": "float64"}
+    tables, shifts, saved = {}, {}, {}
+    for refit in (True, False):
+        out = tmp_path / str(refit)
+        made = config(tiny_checkpoint, data_files, out, refit_e0s=refit, **settings)
+        tables[refit] = finetune(made).table
+        shifts[refit] = json.loads((out / "results.json").read_text())["e0s_shifted_after"]
+        saved[refit] = read_adapter_config(out / "adapter").energy_references
+    energies = {refit: table.loc["train after", "energy_mae"] for refit, table in tables.items()}
+    assert energies[True] < energies[False]
+    assert shifts[False] == {}
+    numbers = {"H": 1, "C": 6, "O": 8}
+    moved = {s: saved[True][z] - saved[False][z] for s, z in numbers.items()}
+    assert moved == pytest.approx(shifts[True], abs=1e-9)
+    forces = [table.loc["test after", "forces_mae"] for table in tables.values()]
+    assert forces[0] == forces[1]
+    assert "fitted once more after training" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_interruption_leaves_the_best_model_alone(
@@ -293,6 +333,7 @@ def test_the_model_that_is_left_is_the_one_that_was_validated(
 ):
     # The schedule-free optimizer has other weights in training than in validation.
     settings = {"method": method, "optimizer": optimizer, "dtype": "float64", "lr": 3e-2}
+    settings["refit_e0s"] = False  # which comes after the last validation
     if method == "budget":
         settings["method_settings"] = {"target_sparsity": 0.8}
     result = finetune(config(tiny_checkpoint, data_files, tmp_path / "run", **length, **settings))
@@ -453,7 +494,8 @@ def test_isolated_atoms_set_the_references(tiny_checkpoint, data_files, tmp_path
     potential = load(tiny_checkpoint)
     labels = {"H": -14.0, "N": -50.0, "O": -2041.5}
     files = with_isolated(data_files, tmp_path, **labels)
-    result = finetune(config(tiny_checkpoint, files, tmp_path / "run"))
+    # Those that are fitted once more are not what the base model left.
+    result = finetune(config(tiny_checkpoint, files, tmp_path / "run", refit_e0s=False))
     printed = "".join(capsys.readouterr().out.split())  # wrapped where the paths leave off
     assert "train.xyz(H,N,O):theirlabelssettheenergyreferences" in printed
     assert "test.xyz(H,N,O):leftout" in printed

@@ -1,5 +1,9 @@
 """Equivariance of modules: e3nn's own layers have it, and what is off by one entry has not."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from e3nn import nn as enn
@@ -10,6 +14,7 @@ from torch import nn
 from e3sparse.errors import ConfigError
 from e3sparse.layers.clebsch_gordan import recompute_wigner_3j
 from e3sparse.symmetry import assert_equivariance, check_equivariance, layers
+from e3sparse.symmetry.result import asserting
 
 
 @settings(max_examples=10)
@@ -55,22 +60,125 @@ def test_the_gate_and_a_network_of_layers():
 
 
 def test_a_module_that_does_not_tell_its_irreps():
-    with pytest.raises(ConfigError, match="Linear does not tell its irreps"):
+    with pytest.raises(ConfigError, match="Linear does not declare its irreps"):
         check_equivariance(nn.Linear(3, 3))
 
 
-def test_what_the_module_raises_is_a_failure():
-    result = check_equivariance(o3.Linear("1o", "1o"), "2x1o", "1o")
+@pytest.mark.parametrize(
+    ("module", "irreps", "says"),
+    [
+        (o3.Linear("1o", "1o"), ("2x1o", "1o"), r"called with \(1, 6\), raised .*irreps_in"),
+        (o3.Linear("1o", "1o"), ("1o", "2x1o"), r"returned \(1, 3\), expected \(1, 6\)"),
+        (lambda x, species: x, ("1o", "1o"), r"The function, called with \(1, 3\), raised TypeErr"),
+        (lambda x: (x, x), ("1o", "1o"), "returned a tuple"),
+    ],
+    ids=["another input", "another output", "more inputs", "no tensor"],
+)
+def test_what_cannot_be_called_is_refused_and_not_failed(module, irreps, says):
+    with pytest.raises(ConfigError, match=says):
+        check_equivariance(module, *irreps)
+
+
+def test_what_the_module_raises_in_some_cases_is_a_failure():
+    def raising(x):
+        if (x == 1.0).any():
+            raise ValueError("no ones")
+        return x
+
+    result = check_equivariance(raising, "1o", "1o")
     assert result.status == "failed"
-    assert result.reason.startswith("The model raised")
+    assert result.reason == "The model raised ValueError: no ones"
 
 
-def test_coefficients_in_the_precision_of_the_model():
+class Swapped(o3.Linear):
+    """Swaps two components of every vector, which no rotation commutes with."""
+
+    def forward(self, features, weight=None, bias=None):
+        found = super().forward(features, weight, bias)
+        return found[..., [1, 0, *range(2, found.shape[-1])]]
+
+
+def of_channels(kind, **options):
+    return kind("2x1o+0e", "2x1o+1x0e", f_in=3, f_out=2, **options)
+
+
+LAYERS = {
+    "tensor square": lambda: o3.TensorSquare("2x0e+1o"),
+    "tensor square, weights outside": lambda: o3.TensorSquare(
+        "2x0e+1o", "0e+1o+2e", internal_weights=False
+    ),
+    "linear, weights outside": lambda: o3.Linear("2x1o", "1o+0e", internal_weights=False),
+    "linear, a weight for each row": lambda: o3.Linear(
+        "2x1o", "3x1o", internal_weights=False, shared_weights=False
+    ),
+    "linear, bias outside": lambda: o3.Linear(
+        "2x0e+1o", "3x0e+1o", internal_weights=False, biases=True
+    ),
+    "fctp, weights outside": lambda: o3.FullyConnectedTensorProduct(
+        "2x1o", "1o+0e", "2x1e+0e", internal_weights=False
+    ),
+    "fctp, weights outside, one for each row": lambda: o3.FullyConnectedTensorProduct(
+        "2x1o", "1o+0e", "2x1e+0e", internal_weights=False, shared_weights=False
+    ),
+    "linear with channels": lambda: of_channels(o3.Linear),
+    "reduced products": lambda: o3.ReducedTensorProducts("ij=-ji", i="2x0e+1o"),
+    "norm": lambda: o3.Norm("2x1o+0e"),
+    "batch norm": lambda: enn.BatchNorm("2x0e+1o").eval(),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_layers_that_are_called_otherwise(name, dtype):
+    layer = LAYERS[name]().to(dtype)
+    result = check_equivariance(layer, examples=10)
+    assert result.status == "passed", str(result)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("internal", [True, False])
+def test_such_layers_fail_where_they_should(internal, dtype):
+    plain = Swapped("2x1o", "2x1o", internal_weights=internal).to(dtype)
+    assert check_equivariance(plain).status == "failed"
+    if internal:
+        assert check_equivariance(of_channels(Swapped).to(dtype)).status == "failed"
+
+
+def test_coefficients_of_seven_digits_are_explained_and_not_failed():
     layer = o3.FullyConnectedTensorProduct("2x1o+2x2e", "1x1o+1x2e", "2x1o+2x2e").double()
+    before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     lossy = check_equivariance(layer)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in layer.named_buffers())
+    assert lossy.status == "passed"
+    assert "7 digits of float32" in lossy.reason
     recompute_wigner_3j(layer)
     exact = check_equivariance(layer)
-    assert exact.error < 1e-13 < 1e-10 < lossy.error
+    assert exact.reason == ""
+    assert exact.error < 1e-13 < exact.tolerance < lossy.error
+
+
+def test_seven_digits_excuse_nothing_else():
+    layer = o3.FullyConnectedTensorProduct("2x1o+2x2e", "1x1o+1x2e", "2x1o+2x2e").double()
+    layer.register_forward_hook(lambda module, inputs, found: found + 1e-7)
+    assert check_equivariance(layer).status == "failed"
+
+
+def test_a_long_counterexample_is_cut_and_written_whole():
+    swap = Swapped("60x1o+60x0e", "60x1o").double()
+    result = check_equivariance(nn.Sequential(swap, nn.Identity()), "60x1o+60x0e", "60x1o")
+    assert result.status == "failed"
+    # A case that needs many numbers, whatever hypothesis shrinks this one to.
+    result = replace(result, worst={"x": np.linspace(0, 1, 5000)})
+    assert len(str(result)) < 3000
+    with pytest.raises(AssertionError) as raised:
+        asserting(lambda: result)()
+    text = str(raised.value)
+    assert len(text) < 3000
+    written = Path(text.rpartition("the whole is in ")[2])
+    names = {"np": np}
+    exec(written.read_text(), names)
+    written.unlink()
+    np.testing.assert_array_equal(names["x"], np.linspace(0, 1, 5000))
 
 
 def test_coefficients_of_another_convention_are_left_alone():

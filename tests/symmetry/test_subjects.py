@@ -90,6 +90,31 @@ def test_a_subject_of_ones_own_and_frames_of_ones_own():
     assert any(set(atoms.numbers) == {1} for atoms in seen)
 
 
+class Molecular(Subject):
+    """Pairs of atoms as in a molecule, whatever the cell: that is what such models see."""
+
+    periodic = False
+
+    def evaluate(self, frames):
+        return [self.one(atoms.positions) for atoms in frames]
+
+    def one(self, positions):
+        apart = positions[:, None] - positions[None]  # (N, N, 3)
+        energy = (apart**2).sum() / 4
+        return Evaluation(float(energy), -apart.sum(axis=1), None)
+
+
+def test_a_model_without_cells_is_tested_on_molecules():
+    results = {r.check: r for r in symmetry.run(Molecular(), examples=10, max_atoms=6)}
+    assert [str(result) for result in results.values() if not result.ok] == []
+    for check in ("periodic images", "supercell", "stress"):
+        assert results[check].reason == "It knows no cells."
+    assert results["forces"].status == results["rotation"].status == "passed"
+    claiming = Molecular()
+    claiming.periodic = True
+    assert symmetry.check_supercell(claiming).status == "failed"
+
+
 @pytest.mark.parametrize("check", symmetry.CHECKS)
 def test_results_are_json(check):
     result = symmetry.CHECKS[check](toy(magnetic=True), examples=2, max_atoms=3)

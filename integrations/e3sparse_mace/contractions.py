@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from e3sparse.layers.layouts import Block, LayerKind, Layout, PassedOver, register_kind
+from e3sparse.layers.kinds import LayerKind, PassedOver, register_kind
+from e3sparse.layers.layouts import Block, Layout
 
 
 def _layout(contraction: Any) -> Layout:

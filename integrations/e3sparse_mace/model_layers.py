@@ -14,8 +14,8 @@ from e3nn.nn import FullyConnectedNet
 from mace.modules.radial import RadialMLP
 from torch import Tensor, nn
 
-from e3sparse.layers.layouts import kind_of
-from e3sparse_mace.products import PRODUCTS
+from e3sparse.layers.kinds import kind_of
+from e3sparse_mace.contractions import PRODUCTS
 
 
 def species_candidates(model: Any) -> dict[str, int]:

@@ -1,0 +1,102 @@
+"""A run's folder from its beginning to its end, without a training in between."""
+
+import pytest
+
+pytest.importorskip("pandas")
+
+from e3sparse.errors import ConfigError
+from e3sparse.output_folders import exchange
+from e3sparse.training.run_folder import LISTING, RunFolder
+
+
+def begun(out, *, overwrite=False):
+    """Begin a run and write its settings and results."""
+    folder = RunFolder.begin(out, {}, overwrite=overwrite)
+    folder.start(".pth", base="base", inputs={"train": "a"})
+    (folder.path / "config.yaml").write_text("lr: 0.01\n")
+    folder.remember_settings()
+    for name in ("results.json", "model.pth"):
+        (folder.path / name).write_text("whole")
+    return folder
+
+
+def go_on(out):
+    folder = RunFolder.resumed(out)
+    folder.go_on(base="base", inputs={"train": "a"})
+    return folder
+
+
+def test_settings_that_changed_are_refused(tmp_path):
+    begun(tmp_path / "run")
+    go_on(tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("lr: 0.02\n")
+    with pytest.raises(ConfigError, match=r"other contents of: config\.yaml"):
+        go_on(tmp_path / "run")
+
+
+def test_runs_of_before_settings_were_recorded_go_on(tmp_path):
+    folder = begun(tmp_path / "run")
+    path = folder.path / LISTING
+    path.write_text(path.read_text().replace('"settings"', '"unknown"'))
+    assert folder.listing().settings is None
+    go_on(tmp_path / "run")
+
+
+def test_no_empty_folder_stays_beside(tmp_path):
+    """A part of a run that had no step left leaves the folder of its log without a log."""
+    out = tmp_path / "run"
+    begun(out).finish()
+    folder = begun(out, overwrite=True)
+    (folder.path / "logs" / "version_1").mkdir(parents=True)
+    folder.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("moved", range(4))
+def test_a_run_that_was_stopped_while_it_took_its_place(moved, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    begun(out).finish()
+    (out / "notes.txt").write_text("mine")  # else the whole folder is renamed
+    folder = begun(out, overwrite=True)
+    left = [moved]
+
+    def stopping(one, two):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        one.rename(two)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("e3sparse.training.run_folder.exchange", lambda *a: None)
+        folder.finish()
+        patched.setattr("e3sparse.output_folders.os.replace", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            exchange(tmp_path / "run.unfinished", out, LISTING)
+    with pytest.raises(ConfigError, match="This ends that: e3sparse finetune --resume"):
+        RunFolder.begin(out, {}, overwrite=True)
+    with pytest.raises(ConfigError, match="has finished"):
+        RunFolder.resumed(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (out / "model.pth").read_text() == "whole"
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def log_of(folder, text):
+    log = folder.path / "logs" / "version_0" / "metrics.csv"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(text)
+    return log
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"step,x\n1,2\n1,2,3,4\n", b"x\n1\n", b"\n\n,\n1"])
+def test_damaged_logs_are_named_before_the_training(text, tmp_path):
+    log = log_of(begun(tmp_path / "run"), text)
+    with pytest.raises(ConfigError, match="remove it to do without its steps"):
+        go_on(tmp_path / "run")
+    log.unlink()
+    go_on(tmp_path / "run")
+
+
+def test_a_log_that_was_never_written_is_no_obstacle(tmp_path):
+    log_of(begun(tmp_path / "run"), b"")
+    assert go_on(tmp_path / "run").metrics().empty

@@ -1,0 +1,125 @@
+"""Commands do not run what is in a model file, and say in one sentence what is wrong with it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from e3sparse.errors import ConfigError
+from e3sparse.potentials.backends import load_potential
+
+
+class Touches:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return eval, (f"__import__('pathlib').Path({str(self.path)!r}).touch()",)
+
+
+@pytest.fixture
+def hostile(tiny_checkpoint, tmp_path):
+    """Return a model that works, in a file that makes another file, and that file."""
+    checkpoint = torch.load(tiny_checkpoint, weights_only=False)
+    path, marker = tmp_path / "hostile.pth", tmp_path / "marker"
+    torch.save(checkpoint | {"hash": Touches(marker)}, path)
+    return path, marker
+
+
+def commands(model, data, folder):
+    return {
+        "inspect": ["inspect", model],
+        "evaluate": ["evaluate", model, "--data", data["test"]],
+        "check": ["check", model, "--examples", "1", "--max-atoms", "2"],
+        "merge": ["merge", model, "--adapter", folder, "--out", folder / "merged.pth"],
+        "finetune": ["finetune", "--model", model, "--train", data["train"], "--out", folder],
+        "report": ["report", folder, "--base", model],
+    }
+
+
+NAMES = ("inspect", "evaluate", "check", "merge", "finetune", "report")
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_nothing_in_a_model_file_is_run(
+    command, hostile, data_files, run, tmp_path, trained_folder
+):
+    path, marker = hostile
+    folder = tmp_path / "folder"
+    if command in ("merge", "report"):
+        shutil.copytree(trained_folder, folder)
+    code, _, err = run(*commands(path, data_files, folder)[command])
+    assert code == 2
+    assert "would run" in err
+    assert ".eval" in err
+    assert "--trust-model" in err
+    assert not marker.exists()
+
+
+def test_a_file_that_is_trusted_is_loaded(hostile, run):
+    path, marker = hostile
+    code, out, _ = run("inspect", path, "--trust-model")
+    assert code == 0
+    assert "onehot_to_feature_x" in out
+    assert marker.exists()
+    marker.unlink()
+    assert run("inspect", path)[0] == 2  # trust ends with the command
+    assert not marker.exists()
+    load_potential(str(path), trust=True)
+    assert marker.exists()
+
+
+def test_a_base_model_that_a_folder_brings_along_is_not_run(hostile, run, trained_folder, tmp_path):
+    path, marker = hostile
+    folder = tmp_path / "theirs"
+    shutil.copytree(trained_folder, folder)
+    shutil.copy(path, folder / "base.pth")
+    config = folder / "adapter_config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"base_model": str(folder / "base.pth")}))
+    code, _, _ = run("report", folder, "--out", tmp_path / "report")
+    assert code != 0
+    assert not marker.exists()
+
+
+@pytest.fixture(scope="module")
+def trained_folder(tiny_checkpoint, tmp_path_factory):
+    """An adapter folder."""
+    potential = load_potential(str(tiny_checkpoint))
+    adapter = potential.patch("linear", "dense")
+    folder = tmp_path_factory.mktemp("adapter") / "adapter"
+    adapter.save_pretrained(folder, base_model=str(tiny_checkpoint))
+    return folder
+
+
+DAMAGE = {
+    "empty": lambda data: b"",
+    "text": lambda data: b"this is no model\n",
+    "cut in half": lambda data: data[: len(data) // 2],
+    "cut at the end": lambda data: data[:-100],
+    "beginning only": lambda data: data[:10],
+    "zeros": lambda data: bytes(len(data)),
+    "another archive": lambda data: b"PK\x05\x06" + bytes(18),
+}
+
+
+@pytest.mark.parametrize("backend", [None, "sevennet"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_model_is_one_sentence(damage, backend, tiny_checkpoint, tmp_path):
+    path = tmp_path / "damaged.pth"
+    path.write_bytes(DAMAGE[damage](Path(tiny_checkpoint).read_bytes()))
+    with pytest.raises(ConfigError) as refused:
+        load_potential(str(path), backend=backend)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_is_no_model(tmp_path):
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        load_potential(str(tmp_path))
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        load_potential(str(tmp_path), backend="sevennet")
