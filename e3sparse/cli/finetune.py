@@ -94,6 +94,14 @@ def finetune(
             rich_help_panel=_DATA,
         ),
     ] = True,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that read frames and build graphs, for sets on disk (.db, .aselmdb).  "
+            "(default 0)",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
     magnetic: Annotated[
         bool,
         typer.Option(
@@ -259,6 +267,7 @@ def finetune(
         "skip_faulty": skip_faulty or None,
         "energy_only": energy_only or None,
         "check_units": None if check_units else False,
+        "workers": workers,
         "magnetic": magnetic or None,
         "spin_orbit": spin_orbit or None,
         "spin_lr": spin_lr,

@@ -63,12 +63,12 @@ class Batch:
 
 
 class FrameDataset(Dataset[tuple[Any, Frame, float]]):
-    """Frames with their graphs, which are built once.
+    """Frames with their graphs, which are built once for a list and on access otherwise.
 
     Parameters
     ----------
     frames
-        Labelled frames.
+        Labelled frames: a list, or a sequence that reads them when they are needed.
     potential
         Makes the graphs.
     references
@@ -79,23 +79,39 @@ class FrameDataset(Dataset[tuple[Any, Frame, float]]):
         self, frames: Sequence[Frame], potential: Potential, references: dict[int, float]
     ) -> None:
         self.frames = frames
-        self.graphs = [potential.graph(frame.atoms) for frame in frames]
-        self.offsets = [
-            sum(references.get(int(z), 0.0) for z in frame.atoms.numbers) for frame in frames
-        ]
+        self.potential, self.references = potential, references
+        self.items = [self._item(frame) for frame in frames] if isinstance(frames, list) else None
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __getitem__(self, index: int) -> tuple[Any, Frame, float]:
-        return self.graphs[index], self.frames[index], self.offsets[index]
+        return self._item(self.frames[index]) if self.items is None else self.items[index]
+
+    def _item(self, frame: Frame) -> tuple[Any, Frame, float]:
+        offset = sum(self.references.get(int(z), 0.0) for z in frame.atoms.numbers)
+        return self.potential.graph(frame.atoms), frame, offset
 
 
 def loader(
-    dataset: FrameDataset, potential: Potential, batch_size: int, sampler: Any = None
+    dataset: FrameDataset,
+    potential: Potential,
+    batch_size: int,
+    sampler: Any = None,
+    workers: int = 0,
 ) -> DataLoader[Any]:
-    """Return batches of a data set, in order unless a sampler is given."""
-    return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=partial(collate, potential))
+    """Return batches of a data set, in order unless a sampler is given.
+
+    With workers, that many processes read frames, build graphs and batch them.
+    """
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        collate_fn=partial(collate, potential),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
 
 
 def collate(potential: Potential, items: Sequence[tuple[Any, Frame, float]]) -> Batch:

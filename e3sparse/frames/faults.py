@@ -1,7 +1,7 @@
 """What makes frames of a file unfit for use, and what is to be said of those that are used."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,7 +112,7 @@ def stress_notes(stresses: Counter[tuple[str, bool]], path: str | Path) -> list[
 
 
 def unread(
-    images: Sequence[Atoms],
+    images: Iterable[Atoms],
     keys: LabelKeys,
     stresses: Counter[tuple[str, bool]],
     path: str | Path,

@@ -116,9 +116,37 @@ class Reading(NamedTuple):
         says, or not read.
     """
 
-    frames: list[Frame]
+    frames: Sequence[Frame]
     isolated: dict[int, Frame]
     notes: list[str]
+
+
+class IsolatedAtoms:
+    """Isolated atoms of a file by atomic number, which must not contradict each other."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        self.atoms: dict[int, Frame] = {}
+        self._numbers: dict[int, int] = {}
+
+    def add(self, number: int, atoms: Atoms, energy: float) -> None:
+        """Add frame `number` of the file.
+
+        Raises
+        ------
+        DataError
+            If another of its element has a different energy.
+        """
+        z = int(atoms.numbers[0])
+        where = f"Frame {number} of {self.path}"
+        atom = Frame(_bare(atoms), energy, np.zeros((1, 3)), None, where=where)
+        first, same = self._numbers.setdefault(z, number), self.atoms.setdefault(z, atom)
+        if abs(same.energy - energy) > _SAME_ENERGY:
+            raise DataError(
+                f"Frames {first} and {number} of {self.path} are both an isolated "
+                f"{atoms.symbols[0]} atom, but their energies are {same.energy} and {energy} eV. "
+                "Keep the one that is the zero of energy of the other frames."
+            )
 
 
 def read_file(
@@ -163,7 +191,7 @@ def read_file(
     images = read_structures(path, known)
     check_asked_for(images, keys, path)
     frames: list[tuple[int, Atoms, Frame]] = []
-    isolated: dict[int, tuple[int, Frame]] = {}
+    isolated = IsolatedAtoms(path)
     faults: dict[int, str] = {}
     stresses: Counter[tuple[str, bool]] = Counter()
     for number, atoms in enumerate(images):
@@ -171,8 +199,8 @@ def read_file(
         try:
             if not is_isolated(atoms, cutoff):
                 check_neighbours(atoms, where, cutoff)
-                frame, key = _labelled(atoms, keys, where)
-                frame = _with_moments(frame, atoms, keys, where) if magnetic else frame
+                frame, key = labelled(atoms, keys, where)
+                frame = with_moments(frame, atoms, keys, where) if magnetic else frame
                 frames.append((number, atoms, frame))
                 if key is not None:
                     stresses[key, frame.stress is not None] += 1
@@ -183,14 +211,7 @@ def read_file(
         except DataError as error:
             faults[number] = str(error)
             continue
-        atom = Frame(_bare(atoms), energy, np.zeros((1, 3)), None, where=where)
-        first, same = isolated.setdefault(int(atoms.numbers[0]), (number, atom))
-        if abs(same.energy - atom.energy) > _SAME_ENERGY:
-            raise DataError(
-                f"Frames {first} and {number} of {path} are both an isolated {atoms.symbols[0]} "
-                f"atom, but their energies are {same.energy} and {atom.energy} eV. Keep the one "
-                "that is the zero of energy of the other frames."
-            )
+        isolated.add(number, atoms, energy)
     faults |= partly_labelled(frames, keys)
     if faults and not skip_faulty:
         raise DataError(several(faults, path))
@@ -207,7 +228,7 @@ def read_file(
         if all(np.isnan(getattr(frame, what)).any() for frame in used):
             notes.append(f"{path} has no {what} labels: what is there is used.")
     notes += stress_notes(stresses, path) + unread(images, keys, stresses, path)
-    return Reading(used, {z: atom for z, (_, atom) in isolated.items()}, notes)
+    return Reading(used, isolated.atoms, notes)
 
 
 def read_split(
@@ -220,7 +241,7 @@ def read_split(
 ) -> Split:
     """Read a file without its notes; see `read_file`."""
     reading = read_file(path, keys, known=known, cutoff=cutoff, magnetic=magnetic)
-    return Split(reading.frames, reading.isolated)
+    return Split(list(reading.frames), reading.isolated)
 
 
 def read_frames(
@@ -242,14 +263,16 @@ def average_neighbours(frames: Sequence[Frame], cutoff: float) -> float:
     return edges / sum(len(frame.atoms) for frame in some)
 
 
-def _labelled(atoms: Atoms, keys: LabelKeys, where: str) -> tuple[Frame, str | None]:
+def labelled(atoms: Atoms, keys: LabelKeys, where: str) -> tuple[Frame, str | None]:
+    """Return a structure with its labels, and the key of its stress label if it has one."""
     energy, forces = energy_of(atoms, keys, where), forces_of(atoms, keys, where)
     stress, key = stress_of(atoms, keys, where)
     others = further_labels_of(atoms, keys, where)
     return Frame(_bare(atoms), energy, forces, stress, where=where, others=others), key
 
 
-def _with_moments(frame: Frame, atoms: Atoms, keys: LabelKeys, where: str) -> Frame:
+def with_moments(frame: Frame, atoms: Atoms, keys: LabelKeys, where: str) -> Frame:
+    """Return a frame with its moments, spins and magnetic forces too."""
     label = label_of(atoms, keys.moments)
     if label is None:
         raise DataError(missing(atoms, where, "moments", keys.moments))

@@ -51,11 +51,18 @@ def read_structures(path: str | Path, known: Sequence[int]) -> list[Atoms]:
         raise DataError(f"{path} holds no frame.")
     for number, atoms in enumerate(images):
         check_spelling(atoms, f"Frame {number} of {path}")
-        _check(atoms, f"Frame {number} of {path}", known)
+        check_structure(atoms, f"Frame {number} of {path}", known)
     return images
 
 
-def _check(atoms: Atoms, where: str, known: Sequence[int]) -> None:
+def check_structure(atoms: Atoms, where: str, known: Sequence[int]) -> None:
+    """Refuse a structure that no model could evaluate, or not this one.
+
+    Raises
+    ------
+    DataError
+        As `read_structures` does; `where` names the frame.
+    """
     if len(atoms) == 0:
         raise DataError(f"{where} has no atoms.")
     if not np.isfinite(atoms.positions).all():

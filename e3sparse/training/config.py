@@ -37,6 +37,12 @@ class FinetuneConfig(BaseModel):
         Whether files without forces may be trained on.
     check_units
         Whether labels that agree with the base model in another unit only are refused.
+    in_memory, examined_frames
+        A database (`.db`, `.aselmdb`) of more frames than `in_memory` is left on disk and read
+        when needed. What asks the base model, or measures errors, takes `examined_frames` of it,
+        drawn by the seed.
+    workers
+        Processes that read frames and build graphs beside the training.
     device, devices
         `"cpu"`, `"cuda"` or `"auto"`, and how many of them; several share each step's work (DDP),
         each with `batch_size` frames.
@@ -96,6 +102,9 @@ class FinetuneConfig(BaseModel):
     skip_faulty: bool = False
     energy_only: bool = False
     check_units: bool = True
+    in_memory: int = Field(20_000, ge=0)
+    examined_frames: int = Field(2000, ge=1)
+    workers: int = Field(0, ge=0)
     keys: LabelKeys = LabelKeys()
 
     targets: str | list[str] = "linear"

@@ -62,8 +62,10 @@ class Frames(LightningDataModule):
         batch_size: int,
         valid_batch_size: int,
         seed: int,
+        workers: int = 0,
     ) -> None:
         super().__init__()
+        self.workers = workers
         self.potential = potential
         self.train, self.valid = train, valid
         self.batch_size, self.valid_batch_size = batch_size, valid_batch_size
@@ -79,7 +81,7 @@ class Frames(LightningDataModule):
             batch_size=self.batch_size,
             steps=lambda: trainer.global_step if trainer else 0,
         )
-        return loader(self.train, self.potential, self.batch_size, sampler)
+        return loader(self.train, self.potential, self.batch_size, sampler, self.workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return loader(self.valid, self.potential, self.valid_batch_size)
+        return loader(self.valid, self.potential, self.valid_batch_size, workers=self.workers)

@@ -1,5 +1,6 @@
 """What a run starts from: the base model and the frames of each split."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,7 +8,8 @@ import numpy as np
 import torch
 
 from e3sparse.errors import DataError
-from e3sparse.frames.reading import Frame, read_file
+from e3sparse.frames.on_disk import read_set, take
+from e3sparse.frames.reading import Frame
 from e3sparse.potentials.backends import Potential, load_potential
 from e3sparse.training.config import FinetuneConfig
 
@@ -28,7 +30,7 @@ class Inputs(NamedTuple):
     """
 
     potential: Potential
-    splits: dict[str, list[Frame]]
+    splits: dict[str, Sequence[Frame]]
     isolated: dict[str, dict[int, Frame]]
     notes: list[str]
 
@@ -54,14 +56,15 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
     isolated: dict[str, dict[int, Frame]] = {}
     notes: list[str] = []
 
-    def read(name: str, path: Path) -> list[Frame]:
-        frames, isolated[name], said = read_file(
+    def read(name: str, path: Path) -> Sequence[Frame]:
+        frames, isolated[name], said = read_set(
             path,
             config.keys,
             known=potential.species.numbers,
             cutoff=potential.cutoff,
             magnetic=config.magnetic,
             skip_faulty=config.skip_faulty,
+            in_memory=config.in_memory,
         )
         notes.extend(said)
         if not config.energy_only and np.isnan(frames[0].forces).any():
@@ -71,7 +74,7 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
             )
         return frames
 
-    splits = {"train": read("train", config.train)}
+    splits: dict[str, Sequence[Frame]] = {"train": read("train", config.train)}
     if config.valid is not None:
         splits["valid"] = read("valid", config.valid)
     else:
@@ -81,7 +84,9 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
     return Inputs(potential, splits, isolated, notes)
 
 
-def _hold_out(config: FinetuneConfig, frames: list[Frame]) -> tuple[list[Frame], list[Frame]]:
+def _hold_out(
+    config: FinetuneConfig, frames: Sequence[Frame]
+) -> tuple[Sequence[Frame], Sequence[Frame]]:
     count = max(1, round(len(frames) * config.valid_fraction))
     if count >= len(frames):
         raise DataError(
@@ -89,4 +94,4 @@ def _hold_out(config: FinetuneConfig, frames: list[Frame]) -> tuple[list[Frame],
             "give --valid."
         )
     order = np.random.default_rng(config.seed).permutation(len(frames))
-    return [frames[i] for i in order[count:]], [frames[i] for i in order[:count]]
+    return take(frames, order[count:]), take(frames, order[:count])

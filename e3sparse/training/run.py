@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -19,7 +19,8 @@ from e3sparse.adapter.handle import Adapter
 from e3sparse.errors import DivergedError, Interrupted
 from e3sparse.frames.batches import FrameDataset, loader
 from e3sparse.frames.evaluation import by_kind, error_table, errors, predict, setback
-from e3sparse.frames.reading import Frame, elements_of
+from e3sparse.frames.on_disk import facts_of, sample, without
+from e3sparse.frames.reading import Frame
 from e3sparse.potentials.backends import Potential
 from e3sparse.training.checkpoints import SCORE, WholeCheckpoints, checkpoint_callbacks
 from e3sparse.training.config import FinetuneConfig
@@ -119,25 +120,36 @@ def finetune(
         console.print(note, soft_wrap=True, markup=False)
     if config.method == "scratch":
         potential.reinitialize(config.seed)  # before references are fitted to what it predicts
+    looked_at = {n: sample(f, config.examined_frames, config.seed) for n, f in splits.items()}
+    for name, frames in looked_at.items():
+        if len(frames) < len(splits[name]):
+            console.print(
+                f"{name}: the base model is asked about {len(frames):,} of {len(splits[name]):,} "
+                "frames, drawn at random; units, faults, references and errors are of these."
+            )
     to_replay = replay_frames(config, potential, console) if config.replay else None
-    before = {name: predict(potential, frames) for name, frames in splits.items()}
+    before = {name: predict(potential, frames) for name, frames in looked_at.items()}
     if config.method != "scratch":
-        splits, before = examined(config, splits, before, console)
+        asked = looked_at
+        looked_at, before = examined(config, looked_at, before, console)
+        for name, frames in asked.items():
+            gone = {f.where for f in frames} - {f.where for f in looked_at[name]}
+            splits[name] = without(splits[name], gone)
     references = choose_references(
-        config, potential, splits["train"], before["train"], isolated["train"]
+        config, potential, looked_at["train"], before["train"], isolated["train"]
     )
     for name, atoms in isolated.items():
         if atoms:
             console.print(fate_of_isolated(config, name, atoms), markup=False)
     console.print(said_of_references(references, isolated["train"]))
     if isolated["train"] and references:
-        off = errors(splits["train"], before["train"], references).get("energy_mae", 0.0)
+        off = errors(looked_at["train"], before["train"], references).get("energy_mae", 0.0)
         console.print(f"With these references the base model is off by {off:.1f} meV/atom on train")
     if dry_run:
-        found = {f"{n} before": errors(f, before[n], references) for n, f in splits.items()}
+        found = {f"{n} before": errors(f, before[n], references) for n, f in looked_at.items()}
         return RunResult(config.out, error_table(found), None)
     if config.magnetic:
-        potential = with_spin_layers(config, potential, splits["train"])
+        potential = with_spin_layers(config, potential, looked_at["train"])
         count = sum(p.numel() for p in potential.fresh_parameters())
         console.print(f"Spin-aware layers: {count:,} parameters, trained in full")
     adapter = _prepare(config, potential, splits["train"])
@@ -153,7 +165,7 @@ def finetune(
 
     # Moments have no base model's to be compared with.
     plain = config.loss.model_copy(update={"moments": 0.0, "magnetic_forces": 0.0})
-    base_loss = plain.on_frames(splits["valid"], before["valid"], references)
+    base_loss = plain.on_frames(looked_at["valid"], before["valid"], references)
     recovery = Recovery(
         config.learning_rate,
         None if config.magnetic or config.method == "scratch" else base_loss,
@@ -176,9 +188,13 @@ def finetune(
         batch_size=config.batch_size,
         valid_batch_size=config.valid_batch_size,
         seed=config.seed,
+        workers=config.workers,
     )
     if adapter is not None and adapter.method.calibrated and not resume:
-        batches = loader(data.train, potential, config.batch_size)
+        some = data.train
+        if len(looked_at["train"]) < len(splits["train"]):
+            some = FrameDataset(looked_at["train"], potential, references)
+        batches = loader(some, potential, config.batch_size)
         potential.module.train()
         adapter.calibrate(
             config.loss(potential.forward(b.inputs.to(potential.device)), b.to(potential.device))
@@ -194,15 +210,15 @@ def finetune(
             console.print(f"The earlier run in {folder.out} is as it was.", markup=False)
         raise
 
-    after = {name: predict(potential, frames) for name, frames in splits.items()}
-    shifts = shifts_after(config, splits["train"], after["train"], references, isolated["train"])
+    after = {name: predict(potential, frames) for name, frames in looked_at.items()}
+    shifts = shifts_after(config, looked_at["train"], after["train"], references, isolated["train"])
     if shifts:
-        without = errors(splits["train"], after["train"], references)
-        after = {name: found.shifted(splits[name], shifts) for name, found in after.items()}
-        now = errors(splits["train"], after["train"], references)
-        said = said_of_shifts_after(shifts, without["energy_mae"], now["energy_mae"])
+        unshifted = errors(looked_at["train"], after["train"], references)
+        after = {name: found.shifted(looked_at[name], shifts) for name, found in after.items()}
+        now = errors(looked_at["train"], after["train"], references)
+        said = said_of_shifts_after(shifts, unshifted["energy_mae"], now["energy_mae"])
         console.print(said, soft_wrap=True, markup=False)
-    loss = plain.on_frames(splits["valid"], after["valid"], references)
+    loss = plain.on_frames(looked_at["valid"], after["valid"], references)
     if config.method != "scratch" and not config.allow_worse and not no_worse(loss, base_loss):
         raise DivergedError(
             f"The best model has a loss of {loss:.3g} on the validation frames, and the base model "
@@ -211,15 +227,15 @@ def finetune(
             "written as it is."
         )
     rows = {}
-    for name, frames in splits.items():
+    for name, frames in looked_at.items():
         rows[f"{name} before"] = errors(frames, before[name], references)
         rows[f"{name} after"] = errors(frames, after[name], references)
     table = error_table(rows)
-    kinds = by_kind(splits["valid"], before["valid"], after["valid"], references)
+    kinds = by_kind(looked_at["valid"], before["valid"], after["valid"], references)
     if config.method != "scratch" and (warning := setback(rows, config.learning_rate, kinds)):
         console.print(warning, soft_wrap=True, markup=False)
     write_results(folder.path, table, adapter, potential, recovery.setbacks, shifts)
-    write_figures(folder, splits, before, after, references)
+    write_figures(folder, looked_at, before, after, references)
     references = {z: e + shifts.get(z, 0.0) for z, e in references.items()}
     if adapter is not None:
         adapter.energy_references.update(references)
@@ -250,21 +266,23 @@ def _checkpoint(folder: RunFolder, console: Console) -> Path | None:
     return found
 
 
-def _prepare(config: FinetuneConfig, potential: Potential, train: list[Frame]) -> Adapter | None:
+def _prepare(
+    config: FinetuneConfig, potential: Potential, train: Sequence[Frame]
+) -> Adapter | None:
     if config.whole_model:
         return None
     adapter = potential.patch(
         config.targets, config.method, seed=config.seed, **config.method_settings
     )
-    adapter.freeze_absent_species(elements_of(train))
+    adapter.freeze_absent_species(facts_of(train).there)
     return adapter
 
 
-def _save_spin_layers(out: Path, potential: Potential, train: list[Frame]) -> None:
+def _save_spin_layers(out: Path, potential: Potential, train: Sequence[Frame]) -> None:
     from e3sparse.magnetism import MagneticPotential, save
 
     assert isinstance(potential, MagneticPotential)
-    save(potential, out / SPINS, elements_of(train))
+    save(potential, out / SPINS, facts_of(train).there)
 
 
 def _fit(

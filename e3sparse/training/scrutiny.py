@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from e3sparse.errors import DataError
-from e3sparse.frames.evaluation import PERIODICITY, Predictions, kind_of
-from e3sparse.frames.reading import Frame, elements_of
+from e3sparse.frames.evaluation import PERIODICITY, Predictions
+from e3sparse.frames.on_disk import facts_of
+from e3sparse.frames.reading import Frame
 from e3sparse.training.config import FinetuneConfig
 from e3sparse.training.plausibility import faulty_frames, other_units, said
 
@@ -18,16 +19,17 @@ def what_was_read(splits: Mapping[str, Sequence[Frame]]) -> Table:
     """Return a table of frames, elements, periodicity and labels of each split."""
     table = Table("", "frames", "atoms", "elements", "kinds", "energies", "forces", "stresses")
     for name, frames in splits.items():
-        kinds = [kind_of(frame) for frame in frames]
+        facts = facts_of(frames)
+        kinds = [PERIODICITY[n] for n in facts.periodic]
         table.add_row(
             name,
             str(len(frames)),
-            f"{sum(len(frame.atoms) for frame in frames):,}",
-            " ".join(chemical_symbols[z] for z in sorted(elements_of(frames))),
+            f"{facts.atoms.sum():,}",
+            " ".join(chemical_symbols[z] for z in sorted(facts.there)),
             ", ".join(f"{kinds.count(kind)} {kind}" for kind in PERIODICITY if kind in kinds),
-            str(sum(not np.isnan(frame.energy) for frame in frames)),
-            str(sum(not np.isnan(frame.forces).any() for frame in frames)),
-            str(sum(frame.stress is not None for frame in frames)),
+            str((~np.isnan(facts.energy)).sum()),
+            str(facts.forces.sum()),
+            str(facts.stress.sum()),
         )
     return table
 

@@ -1,0 +1,114 @@
+"""Memory and time of fine-tuning on a set that is larger than memory.
+
+Makes a database of small molecules, fine-tunes on it for a few steps and removes it:
+`python benchmarks/large_sets.py MODEL --frames 1000000 --steps 200 --workers 2`.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import ase.db
+import numpy as np
+import torch
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from e3sparse.training.config import make_config
+from e3sparse.training.module import FineTuning
+from e3sparse.training.run import finetune
+
+RESULTS = Path(__file__).parent / "results" / "large_sets.json"
+MOLECULES = ("H2O", "CH4", "NH3")
+BATCH = 32
+
+
+def write_set(path: Path, frames: int) -> None:
+    """Write molecules whose atoms are moved at random, with random small forces as labels."""
+    random = np.random.default_rng(0)
+    templates = [molecule(name) for name in MOLECULES]
+    with ase.db.connect(str(path), serial=True) as database:
+        for number in range(frames):
+            atoms = templates[number % len(templates)].copy()
+            atoms.positions += random.normal(scale=0.05, size=atoms.positions.shape)
+            forces = random.normal(size=atoms.positions.shape)
+            energy = -4.0 * len(atoms) + 0.1 * random.normal()
+            atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+            database.write(atoms)
+
+
+def in_use() -> int:
+    """Return the bytes that this process and its children hold, what they share counted once."""
+    me = Path("/proc/self/task")
+    children = [pid for task in me.iterdir() for pid in (task / "children").read_text().split()]
+    total = 0
+    for pid in ("self", *children):
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:  # it has ended since
+            continue
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--frames", type=int, default=1_000_000)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    peak, stop, steps = 0, threading.Event(), []
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.wait(0.5):
+            peak = max(peak, in_use())
+
+    original = FineTuning.training_step
+
+    def timed(self, batch, index):
+        steps.append(time.perf_counter())
+        return original(self, batch, index)
+
+    FineTuning.training_step = timed
+    with tempfile.TemporaryDirectory() as folder:
+        train, valid = Path(folder) / "train.db", Path(folder) / "valid.db"
+        write_set(train, asked.frames)
+        write_set(valid, 200)
+        size = train.stat().st_size
+        settings = make_config(
+            {
+                "model": asked.model, "train": train, "valid": valid, "out": Path(folder) / "run",
+                "keys": {"energy": "energy", "forces": "forces"}, "device": "cpu",
+                "in_memory": 0, "workers": asked.workers, "max_steps": asked.steps,
+                "batch_size": BATCH, "check_units": False, "skip_faulty": True,
+            }
+        )  # fmt: skip
+        threading.Thread(target=watch, daemon=True).start()
+        begun = time.perf_counter()
+        finetune(settings)
+        stop.set()
+    gaps = [later - earlier for earlier, later in itertools.pairwise(steps)]
+    found = {
+        "command": " ".join(["python", *sys.argv]),
+        "frames": asked.frames,
+        "file_bytes": size,
+        "workers": asked.workers,
+        "peak_bytes": peak,
+        "seconds_to_first_step": round(steps[0] - begun, 1),
+        "frames_per_second": round(BATCH / float(np.median(gaps)), 1),
+    }
+    asked.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
