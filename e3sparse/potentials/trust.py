@@ -94,6 +94,9 @@ _CALLS = {
     for name in ("tensordot", "einsum", "mul", "add", "cat", "stack")
 }
 
+_METHODS = {"permute", "reshape", "transpose", "contiguous", "unsqueeze", "squeeze"}
+"""Of tensors; no module has a function of such a name that does anything else."""
+
 
 @contextmanager
 def trusting(trusted: bool = True) -> Iterator[None]:
@@ -186,7 +189,7 @@ def _arithmetic(source: str) -> bool:
     for node in ast.walk(function):
         if not isinstance(node, _NODES):
             return False
-        if isinstance(node, ast.Call) and ast.unparse(node.func) not in _CALLS:
+        if isinstance(node, ast.Call) and not _of_tensors(node.func):
             return False
         if isinstance(node, ast.Name) and node.id.startswith("__"):
             return False
@@ -200,6 +203,14 @@ def _arithmetic(source: str) -> bool:
     return all(
         id(node) in functions for node in ast.walk(function) if isinstance(node, ast.Attribute)
     )
+
+
+def _of_tensors(function: ast.expr) -> bool:
+    if ast.unparse(function) in _CALLS:
+        return True
+    if not isinstance(function, ast.Attribute) or not isinstance(function.value, ast.Name):
+        return False
+    return function.attr in _METHODS
 
 
 def foreign_modules(modules: dict[str, bytes]) -> list[str]:
