@@ -301,11 +301,14 @@ class Backend(ABC):
     pickled
         Other names that a model file may import, with their modules; see
         `e3sparse.potentials.trust`.
+    targets
+        Where the framework makes its models by hydra, what a config in a model file may call.
     """
 
     name: ClassVar[str]
     layers: ClassVar[Sequence[str] | None] = None
     pickled: ClassVar[Sequence[str]] = ()
+    targets: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
     def model_names(self) -> Sequence[str]:
@@ -406,7 +409,7 @@ def load_potential(
     found = get_backend(backend) if backend is not None else _backend_of(model)
     try:
         if found.layers is not None and not trust:
-            look(Path(model), found.layers, found.pickled)
+            look(Path(model), found.layers, found.pickled, found.targets)
         return found.load(model, device=device, dtype=dtype, head=head)
     except E3SparseError:
         raise

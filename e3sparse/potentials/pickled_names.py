@@ -34,12 +34,18 @@ class Pickled(NamedTuple):
         The Python code that torch would execute to make modules of torch.fx.
     modules
         Python files of a torch.package by their path; its pickles import from these.
+    targets
+        What a config in the file tells hydra to call (`_target_`).
+    files
+        Other model files that such a config names (`package_path`, `checkpoint_path`).
     """
 
     imported: set[tuple[str, str]]
     called: set[tuple[str, str]]
     sources: list[str]
     modules: dict[str, bytes]
+    targets: set[str]
+    files: set[str]
 
 
 class _Inert(type):
@@ -118,21 +124,19 @@ class _Reader(pickle.Unpickler):
         self.sources.append(f"{imports}\n{source}")
         self.seen.append(body)
 
-    def hands_code_around(self, result: Any) -> bool:
-        """Tell whether what executes code is a value of something, and not called at once."""
+    def values(self, result: Any) -> Iterator[Any]:
+        """Yield all values that were made, and those that were called with or filled in."""
         stack, done = [result, *self.seen], set()
         while stack:
             value = stack.pop()
-            if isinstance(value, _Inert) and value.pickled in {GRAPH_MODULE, *_GETATTR}:
-                return True
             if id(value) in done:
                 continue
             done.add(id(value))
+            yield value
             if isinstance(value, dict):
                 stack += [*value.keys(), *value.values()]
             elif isinstance(value, list | tuple | set | frozenset):
                 stack += value
-        return False
 
 
 def pickled(path: Path) -> Pickled:
@@ -147,7 +151,7 @@ def pickled(path: Path) -> Pickled:
     ConfigError
         If the file is none that torch could load.
     """
-    found = Pickled(set(), set(), [], {})
+    found = Pickled(set(), set(), [], {}, set(), set())
     for name, data in _records(path):
         if name.endswith(".py"):
             found.modules[name] = data
@@ -165,11 +169,21 @@ def pickled(path: Path) -> Pickled:
             found.imported.update(reader.imported)
             found.called.update(reader.called)
             found.sources.extend(reader.sources)
-            if reader.hands_code_around(result):
-                found.sources.append("a function that executes code, as a value")
+            for value in reader.values(result):
+                if isinstance(value, _Inert) and value.pickled in {GRAPH_MODULE, *_GETATTR}:
+                    found.sources.append("a function that executes code, as a value")
+                if isinstance(value, dict):
+                    found.targets.update(_strings(value, "_target_"))
+                    found.files.update(_strings(value, "package_path", "checkpoint_path"))
             if stream.tell() >= len(data):  # else raw numbers are behind the last of the five
                 break
     return found
+
+
+def _strings(values: dict[Any, Any], *keys: str) -> Iterator[str]:
+    for key in keys:
+        if isinstance(value := values.get(key), str):
+            yield value
 
 
 def _records(path: Path) -> Iterator[tuple[str, bytes]]:

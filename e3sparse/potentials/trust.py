@@ -108,7 +108,12 @@ def trusting(trusted: bool = True) -> Iterator[None]:
         _TRUSTED.reset(token)
 
 
-def look(path: Path, packages: Sequence[str] = (), names: Sequence[str] = ()) -> None:
+def look(
+    path: Path,
+    packages: Sequence[str] = (),
+    names: Sequence[str] = (),
+    targets: Sequence[str] = (),
+) -> None:
     """Refuse a model file that would import or run what no model needs; nothing is loaded.
 
     Parameters
@@ -117,6 +122,9 @@ def look(path: Path, packages: Sequence[str] = (), names: Sequence[str] = ()) ->
         Of the framework: their layers may be made, such as `"mace.modules."`.
     names
         Other names of the framework that a file may import and call, with their modules.
+    targets
+        Where a framework makes its models by hydra: how the names of what a config in the file
+        may call begin. The files that such a config names are looked at too.
 
     Raises
     ------
@@ -133,6 +141,11 @@ def look(path: Path, packages: Sequence[str] = (), names: Sequence[str] = ()) ->
     ]
     offenders += [f"code of its own ({_first(s)})" for s in found.sources if not _arithmetic(s)]
     offenders += [f"Python of its own ({name})" for name in foreign_modules(found.modules)]
+    if targets:
+        offenders += [t for t in sorted(found.targets) if not t.startswith(tuple(targets))]
+        for other in sorted(found.files):
+            if Path(other).resolve() != path.resolve():
+                look(Path(other), packages, names, targets)
     if offenders:
         more = f" and {len(offenders) - 1} more" if len(offenders) > 1 else ""
         raise ConfigError(

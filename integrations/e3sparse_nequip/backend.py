@@ -154,6 +154,13 @@ class NequIPBackend(Backend):
 
     name: ClassVar[str] = "nequip"
     layers: ClassVar[Sequence[str] | None] = ("nequip.nn.", "allegro.nn.")
+    targets: ClassVar[Sequence[str]] = (
+        *(f"nequip.{package}." for package in ("model", "nn", "train", "data")),
+        *("allegro.model.", "allegro.nn.", "e3sparse_nequip."),
+        *("torch.optim.", "torch.nn.", "torch.utils.data.", "torchmetrics.", "lightning.Trainer"),
+        *(f"lightning.pytorch.{part}." for part in ("callbacks", "loggers", "strategies")),
+        "schedulefree.",
+    )
 
     def model_names(self) -> Sequence[str]:
         return ()

@@ -215,6 +215,23 @@ def test_a_package_that_is_not_there_is_named(tmp_path):
         look(path, ["nopackage.nn."])
 
 
+def test_a_config_that_hydra_would_call_from_is_read(tmp_path):
+    path, other = tmp_path / "model", tmp_path / "other"
+    config = {"model": {"_target_": "nequip.model.GNN", "hidden": [{"_target_": "os.system"}]}}
+    path.write_bytes(saved({"hyper_parameters": config}))
+    look(path)
+    with pytest.raises(ConfigError, match=r"would run os\.system, which"):
+        look(path, targets=["nequip.model."])
+    config["model"]["hidden"] = []
+    path.write_bytes(saved({"hyper_parameters": config}))
+    look(path, targets=["nequip.model."])
+    other.write_bytes(saved(Calls(eval, "1")))
+    config["model"]["package_path"] = str(other)
+    path.write_bytes(saved({"hyper_parameters": config}))
+    with pytest.raises(ConfigError, match=r"other' would run .*eval"):
+        look(path, targets=["nequip.model."])
+
+
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_models_pass(container, tmp_path):
     path = tmp_path / "model"
