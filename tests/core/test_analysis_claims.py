@@ -22,6 +22,8 @@ from e3sparse.analysis.stability import TOTAL, support_overlap
 from e3sparse.errors import DataError
 from e3sparse.frames.reading import LabelKeys
 
+pytestmark = pytest.mark.any_e3nn
+
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=5, max_size=30))
 def test_rank_correlation_is_spearmans(pairs):

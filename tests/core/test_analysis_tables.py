@@ -27,6 +27,8 @@ from e3sparse.analysis.tables import channels
 from e3sparse.errors import PatchError
 from e3sparse.layers.layouts import Block, Layout
 
+pytestmark = pytest.mark.any_e3nn
+
 METHODS = ("budget", "soft_threshold", "low_rank", "fixed_mask", "dense")
 
 

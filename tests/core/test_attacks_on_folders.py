@@ -25,6 +25,8 @@ from e3sparse import magnetism
 from e3sparse.adapter.file import read_values
 from e3sparse.errors import AdapterFileError
 
+pytestmark = pytest.mark.any_e3nn
+
 
 class Adapters:
     """Adapter folders, and the network that they belong to."""

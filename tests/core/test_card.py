@@ -9,6 +9,8 @@ from networks import network, random_adapter
 from e3sparse.adapter.card import CARD_NAME
 from e3sparse.adapter.config import read_config
 
+pytestmark = pytest.mark.any_e3nn
+
 METRICS = {
     "frames": {"train": 1200, "test": 60},
     "train after": {"energy_mae": 1.5, "forces_mae": 20.25, "forces_mae_H": 1.0, "forces_mae_O": 2},

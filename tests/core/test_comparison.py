@@ -11,6 +11,8 @@ import e3sparse
 from e3sparse.analysis.comparison import compare_adapters, differing_settings
 from e3sparse.errors import E3SparseError
 
+pytestmark = pytest.mark.any_e3nn
+
 
 def saved(folder, targets, seed, **settings):
     adapter = random_adapter(network(), targets, "budget", seed=seed, **settings)

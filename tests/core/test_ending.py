@@ -12,6 +12,8 @@ import pytest
 from e3sparse.cli.ending import DEBUG, ended_well
 from e3sparse.errors import ConfigError, DivergedError, Interrupted
 
+pytestmark = pytest.mark.any_e3nn
+
 
 @pytest.fixture(autouse=True)
 def _handler():

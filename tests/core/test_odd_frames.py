@@ -13,6 +13,8 @@ from e3sparse.frames.references import fit_references, outlying
 from e3sparse.training.losses import Loss
 from e3sparse.training.plausibility import FACTORS, faulty_frames, other_units
 
+pytestmark = pytest.mark.any_e3nn
+
 STRESS = np.array([[0.03, 0.001, 0.002], [0.001, 0.02, 0.003], [0.002, 0.003, 0.04]])
 
 

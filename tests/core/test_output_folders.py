@@ -17,6 +17,8 @@ from e3sparse.output_folders import (
     write_listing,
 )
 
+pytestmark = pytest.mark.any_e3nn
+
 NAME = "e3sparse-test.json"
 
 

@@ -16,6 +16,8 @@ from e3sparse.frames.reading import Frame
 from e3sparse.frames.references import offsets_left
 from e3sparse.training.recovery import Recovery, no_worse
 
+pytestmark = pytest.mark.any_e3nn
+
 CURVATURE = torch.tensor([1.0, 0.3, 0.01], dtype=torch.float64)
 START = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
 STEPS, VALID = 120, 40

@@ -8,6 +8,8 @@ from e3sparse.errors import ConfigError
 from e3sparse.output_folders import exchange
 from e3sparse.training.run_folder import LISTING, RunFolder
 
+pytestmark = pytest.mark.any_e3nn
+
 
 def begun(out, *, overwrite=False):
     """Begin a run and write its settings and results."""

@@ -21,6 +21,8 @@ from torch import nn
 from e3sparse.errors import ConfigError
 from e3sparse.potentials.trust import look, trusting
 
+pytestmark = pytest.mark.any_e3nn
+
 
 class Calls:
     """Calls a function when it is unpickled."""
