@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
+from e3sparse_mace.backend import MACEPotential
 from families import FAMILIES, small
 from mace_models import TARGETS, tiny
 from test_acceleration import potential_of
@@ -55,7 +56,12 @@ def gradients(outputs, parameters):
     return torch.autograd.grad(loss, parameters)
 
 
-@pytest.mark.parametrize("targets", TARGETS)
+def most_slowly(values, quick):
+    """Mark all but these as slow: a conversion takes ten seconds."""
+    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
+
+
+@pytest.mark.parametrize("targets", most_slowly(TARGETS, ("everything",)))
 def test_outputs_and_gradients_are_those_of_e3nn(targets):
     potential = potential_of(copy.deepcopy(tiny()))
     adapter = random_deltas(potential, targets)
@@ -65,9 +71,11 @@ def test_outputs_and_gradients_are_those_of_e3nn(targets):
     assert_same(gradients(fast, adapter.parameters()), gradients(own, adapter.parameters()), 1e-9)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - UNKNOWN))
+@pytest.mark.parametrize("family", most_slowly(sorted(FAMILIES.keys() - UNKNOWN), ("mh-0",)))
 def test_each_family(family):
-    potential = potential_of(copy.deepcopy(small(family)))
+    module = copy.deepcopy(small(family))
+    head = module.heads[0]
+    potential = MACEPotential("test", module, device="cpu", dtype=None, head=head)
     random_deltas(potential, "all")
     own, fast = both(potential)
     assert_same(fast, own)
@@ -103,6 +111,7 @@ def test_an_adapter_is_the_same_file_by_either_form(tmp_path):
         assert torch.equal(saved["cueq"][path] == 0, values == 0)
 
 
+@pytest.mark.slow
 def test_the_model_is_trained_in_full_through_it():
     potential = potential_of(copy.deepcopy(tiny()))
     parameters = [p for p in potential.module.parameters() if p.requires_grad]
