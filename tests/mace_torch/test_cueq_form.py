@@ -78,7 +78,8 @@ def test_each_family(family):
     potential = MACEPotential("test", module, device="cpu", dtype=None, head=head)
     random_deltas(potential, "all")
     own, fast = both(potential)
-    assert_same(fast, own)
+    # Of reduced contractions MACE finds the matrix by a pseudo-inverse: 1e-9 of the energy.
+    assert_same(fast, own, 1e-8 if getattr(module, "use_reduced_cg", False) else 1e-10)
 
 
 def test_an_adapter_is_the_same_file_by_either_form(tmp_path):
