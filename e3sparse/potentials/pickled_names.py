@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,8 +205,13 @@ def _records(path: Path) -> Iterator[tuple[str, bytes]]:
         for name in names:
             if name.endswith(".py") or (name.endswith(".pkl") and not scripted):
                 yield name, reader.get_record(name)
-    except RuntimeError as error:
+        # torch does not compare checksums: damaged numbers would be other numbers.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ConfigError(
             f"'{path}' is no archive that torch could load, or is cut short "
             f"({str(error).splitlines()[0]})."
         ) from None
+    if damaged is not None:
+        raise ConfigError(f"'{path}' is damaged: '{damaged}' in it has not its checksum.")

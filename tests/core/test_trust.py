@@ -261,6 +261,17 @@ def test_a_network_of_every_layer_passes(tmp_path):
     look(tmp_path / "model", [f"{class_of.__module__}."])
 
 
+def test_other_numbers_are_damage(tmp_path):
+    path, weight = tmp_path / "model", torch.arange(100.0)
+    data = saved({"weight": weight})
+    place = data.index(weight.numpy().tobytes())
+    path.write_bytes(data[: place + 8] + bytes(40) + data[place + 48 :])
+    with pytest.raises(ConfigError, match="has not its checksum"):
+        look(path)
+    path.write_bytes(data)
+    look(path)
+
+
 @given(cut=st.floats(0, 1), flips=st.lists(st.floats(0, 0.999), max_size=3))
 def test_damage_ends_in_one_sentence(cut, flips, tmp_path_factory):
     path = tmp_path_factory.mktemp("damaged") / "model"
