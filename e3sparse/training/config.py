@@ -240,11 +240,14 @@ def read_config(path: Path) -> dict[str, Any]:
         If it cannot be read or holds no mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}).") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise ConfigError(f"{path} is no YAML file of settings in UTF-8.") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}.") from None
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not valid YAML: {said}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no settings: expected 'name: value' lines.")
     return values

@@ -11,6 +11,7 @@ import pytest
 
 from e3sparse.cli.ending import DEBUG, ended_well
 from e3sparse.errors import ConfigError, DivergedError, Interrupted
+from e3sparse.training.config import read_config
 
 pytestmark = pytest.mark.any_e3nn
 
@@ -122,3 +123,14 @@ def test_a_process_that_is_still_importing(number, code, after, tmp_path):
     # A machine may be so fast that the command has found by then that there is no such model.
     assert process.returncode in (code, 2)
     assert printed.startswith(("stopped: ", "error: "))
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xff\xfe\x00", b"[" * 5000, b"a: [1, 2\nb: c", b"only text", b""]
+)
+def test_a_config_that_is_none_is_one_sentence(text, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError, match=str(path)) as refused:
+        read_config(path)
+    assert "\n" not in str(refused.value)
