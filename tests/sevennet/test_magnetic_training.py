@@ -199,7 +199,7 @@ def test_a_run_without_spins_does_not_read_them(tiny_checkpoint, tmp_path, run):
     ase.io.write(tmp_path / "train.xyz", made)
     code, _, error = run(
         "finetune", "--model", tiny_checkpoint, "--train", tmp_path / "train.xyz", "--max-steps", 2,
-        "--out", tmp_path / "run", "--device", "cpu",
+        "--out", tmp_path / "run", "--device", "cpu", "--allow-worse",
     )  # fmt: skip
     assert code == 0, error
     assert not (tmp_path / "run" / "spins").exists()

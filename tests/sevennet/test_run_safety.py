@@ -243,7 +243,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(project, monkeypatch):
 @pytest.mark.parametrize("lr", [1e3, 1e6])
 def test_a_training_that_diverges_ends_at_once(lr, project):
     with pytest.raises(DivergedError, match=r"diverged at a rate of"):
-        finetune(settings(lr=lr, method="full", optimizer="sgd", max_steps=300))
+        finetune(settings(lr=lr, method="full", optimizer="sgd", max_steps=300, recover=False))
     log = pd.read_csv(project / "run" / "logs" / "version_0" / "metrics.csv")
     assert log["step"].max() < 50
     assert not (project / "run" / "model.pth").exists()

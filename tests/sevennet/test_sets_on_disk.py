@@ -77,7 +77,9 @@ def test_frames_are_not_held(database):
     gc.collect()
     assert len(held) == COUNT
     assert not [ref for ref in held if ref() is not None]
-    assert not [one for one in gc.get_objects() if isinstance(one, Frame)]
+    # Other tests of the process may hold frames of theirs.
+    there = [one for one in gc.get_objects() if isinstance(one, Frame)]
+    assert not [one for one in there if str(database) in one.where]
 
 
 def test_a_sample_has_every_element_and_depends_on_the_seed(database):

@@ -87,8 +87,9 @@ def test_references_of_scratch_are_fitted_to_the_weights_that_are_trained(
     tiny_checkpoint, data_files, tmp_path
 ):
     run = config(
-        tiny_checkpoint, data_files, tmp_path / "run", method="scratch", lr=1e-9, max_steps=1
-    )
+        tiny_checkpoint, data_files, tmp_path / "run", method="scratch", lr=1e-9, max_steps=1,
+        refit_e0s=False,
+    )  # fmt: skip
     table = finetune(run).table
     for label in ("energy_mae", "forces_mae"):
         before, after = table.loc["train before", label], table.loc["train after", label]
@@ -238,7 +239,7 @@ def test_a_training_that_diverges_leaves_no_model(
         return loss * np.nan if self.trainer.global_step >= first else loss
 
     monkeypatch.setattr(FineTuning, "training_step", diverging)
-    settings = {"method_settings": {"target_sparsity": 0.9}, "max_steps": 24}
+    settings = {"method_settings": {"target_sparsity": 0.9}, "max_steps": 24, "recover": False}
     with pytest.raises(DivergedError, match="lower --lr"):
         finetune(config(tiny_checkpoint, data_files, tmp_path / "run", **settings))
     assert not (tmp_path / "run" / "model.pth").exists()
