@@ -48,7 +48,7 @@ def finetune(
         str | None,
         typer.Option(
             help="How the model is evaluated: auto; none, as the framework does; cueq "
-            "(cuEquivariance), for SevenNet also flash or oeq.  (default auto)"
+            "(cuEquivariance), for SevenNet also oeq.  (default auto)"
         ),
     ] = None,
     energy_key: EnergyKey = None,

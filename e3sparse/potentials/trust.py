@@ -99,9 +99,9 @@ _METHODS = {"permute", "reshape", "transpose", "contiguous", "unsqueeze", "squee
 
 
 @contextmanager
-def trusting(trusted: bool = True) -> Iterator[None]:
+def trusting() -> Iterator[None]:
     """Load any file inside this block, whatever it runs."""
-    token = _TRUSTED.set(trusted)
+    token = _TRUSTED.set(True)
     try:
         yield
     finally:

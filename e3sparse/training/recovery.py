@@ -69,7 +69,8 @@ class Recovery(Callback):
     Raises
     ------
     DivergedError
-        If there is another reason to go back after that many returns.
+        If there is another reason to go back after that many returns, or the training ends
+        without a finite loss since the last.
     """
 
     def __init__(self, lr: float, base_loss: float | None = None, returns: int = _MOST) -> None:
@@ -79,6 +80,7 @@ class Recovery(Callback):
         self.setbacks: list[dict[str, Any]] = []
         self._losses: deque[float] = deque(maxlen=_HISTORY + _RUNNING)
         self._states: list[_State] = []
+        self._well = True  # whether a loss has been finite since the last return
 
     @property
     def far_off(self) -> float:
@@ -109,6 +111,7 @@ class Recovery(Callback):
         # All ranks have to come to the same conclusion.
         value = float(trainer.strategy.reduce(loss.detach(), reduce_op="mean"))
         self._losses.append(value if isfinite(value) else inf)
+        self._well = self._well or isfinite(value)
         last, bound = self._last(), self._bound()
         if len(last) < _RUNNING or min(last) <= bound:
             return
@@ -125,6 +128,14 @@ class Recovery(Callback):
             of_base = "" if self.base_loss is None else f", the base model's {self.base_loss:.3g}"
             why = f"the validation loss is {loss:.3g}{of_base}"
             self._go_back(trainer, pl_module, why)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to take for trained what only went back."""
+        if not self._well:
+            raise DivergedError(
+                f"{said_of_setback(self.setbacks[-1], self.lr)} No loss has been a finite number "
+                "since: training diverged. Give a lower --lr; no model has been written."
+            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of the states, which may fill a device's memory."""
@@ -166,6 +177,7 @@ class Recovery(Callback):
             group["lr"] *= _SLOWER
         self._losses.clear()
         self._losses.extend(state.losses)
+        self._well = False
         rate = _SLOWER ** (len(self.setbacks) + 1)
         self.setbacks.append({"step": step, "back_to": state.step, "why": why, "rate": rate})
         progress = trainer.progress_bar_callback

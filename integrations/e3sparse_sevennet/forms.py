@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import sevenn._keys as KEY
 from sevenn.checkpoint import _convert_e3nn_and_cueq
 from sevenn.model_build import build_E3_equivariant_model
-from sevenn.nn import cue_helper, flash_helper, oeq_helper
+from sevenn.nn import cue_helper, oeq_helper
 from torch import nn
 
 from e3sparse.errors import ConfigError
@@ -39,12 +39,6 @@ LIBRARIES = {
         "cuequivariance_torch",
         {KEY.CUEQUIVARIANCE_CONFIG: {"use": True}},
         lambda: cue_helper.is_cue_available(),
-    ),
-    "flash": Library(
-        "FlashTP",
-        "flashTP_e3nn",
-        {KEY.USE_FLASH_TP: True},
-        lambda: flash_helper.is_flash_available(),
     ),
     "oeq": Library(
         "OpenEquivariance",

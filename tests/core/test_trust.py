@@ -19,7 +19,7 @@ from networks import network
 from torch import nn
 
 from e3sparse.errors import ConfigError
-from e3sparse.potentials.trust import look, trusting
+from e3sparse.potentials.trust import foreign_modules, look, trusting
 
 pytestmark = pytest.mark.any_e3nn
 
@@ -270,6 +270,28 @@ def test_other_numbers_are_damage(tmp_path):
         look(path)
     path.write_bytes(data)
     look(path)
+
+
+def test_python_in_a_package_has_to_be_the_installed(tmp_path):
+    from torch.package import _mock
+
+    installed = Path(importlib.import_module("e3sparse.errors").__file__).read_bytes()
+    same = {"e3sparse/errors.py": installed + b"\n", "_mock.py": Path(_mock.__file__).read_bytes()}
+    assert foreign_modules(same) == []
+    other = {
+        "e3sparse/errors.py": installed + b"import os\n",
+        "e3sparse/nothing.py": b"import os\n",
+        "e3sparse/../../evil.py": installed,
+        "nopackage/evil.py": b"import os\n",
+    }
+    assert foreign_modules(other) == list(other)
+    path = tmp_path / "model.zip"
+    writer = torch._C.PyTorchFileWriter(str(path))
+    for name, data in (same | other).items():
+        writer.write_record(name.replace("../", ""), data, len(data))
+    writer.write_end_of_file()
+    with pytest.raises(ConfigError, match=r"Python of its own \(e3sparse/errors.py\) and 3 more"):
+        look(path)
 
 
 @given(cut=st.floats(0, 1), flips=st.lists(st.floats(0, 0.999), max_size=3))

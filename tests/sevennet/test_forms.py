@@ -3,7 +3,7 @@
 import pytest
 import torch
 from ase.build import bulk, molecule
-from sevenn.nn import cue_helper, flash_helper, oeq_helper
+from sevenn.nn import cue_helper, oeq_helper
 from support import load
 
 import e3sparse
@@ -56,7 +56,6 @@ def test_outputs_and_gradients_are_those_of_e3nn(targets, on_a_cpu, tiny_checkpo
     ("library", "helper", "available"),
     [
         ("cueq", cue_helper, "is_cue_available"),
-        ("flash", flash_helper, "is_flash_available"),
         ("oeq", oeq_helper, "is_oeq_available"),
     ],
 )

@@ -228,9 +228,10 @@ def test_patience_waits_until_the_delta_is_sparse(tiny_checkpoint, data_files, t
     assert result.adapter.sparsity().layerwise == pytest.approx(0.9, abs=0.01)
 
 
+@pytest.mark.parametrize("recover", [True, False])
 @pytest.mark.parametrize("first", [0, 5])
 def test_a_training_that_diverges_leaves_no_model(
-    first, tiny_checkpoint, data_files, tmp_path, monkeypatch
+    first, recover, tiny_checkpoint, data_files, tmp_path, monkeypatch
 ):
     original = FineTuning.training_step
 
@@ -239,7 +240,7 @@ def test_a_training_that_diverges_leaves_no_model(
         return loss * np.nan if self.trainer.global_step >= first else loss
 
     monkeypatch.setattr(FineTuning, "training_step", diverging)
-    settings = {"method_settings": {"target_sparsity": 0.9}, "max_steps": 24, "recover": False}
+    settings = {"method_settings": {"target_sparsity": 0.9}, "max_steps": 24, "recover": recover}
     with pytest.raises(DivergedError, match="lower --lr"):
         finetune(config(tiny_checkpoint, data_files, tmp_path / "run", **settings))
     assert not (tmp_path / "run" / "model.pth").exists()

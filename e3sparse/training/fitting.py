@@ -1,0 +1,101 @@
+"""The training itself, by Lightning: callbacks, signals, and the state that is kept."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+
+from e3sparse.errors import DivergedError, Interrupted
+from e3sparse.training.checkpoints import SCORE, WholeCheckpoints, checkpoint_callbacks
+from e3sparse.training.config import FinetuneConfig
+from e3sparse.training.data import Frames
+from e3sparse.training.module import FineTuning
+from e3sparse.training.patience import Patience
+from e3sparse.training.progress import RunProgress
+from e3sparse.training.recovery import Recovery
+from e3sparse.training.run_folder import LAST, RunFolder
+from e3sparse.training.run_records import read_checkpoint
+
+
+def fit(
+    config: FinetuneConfig,
+    folder: RunFolder,
+    module: FineTuning,
+    data: Frames,
+    checkpoint: Path | None,
+    recovery: Recovery,
+) -> None:
+    """Train a module from the start or a checkpoint, and leave it at its best validation.
+
+    Raises
+    ------
+    Interrupted
+        If the training was stopped and can be resumed.
+    DivergedError
+        If there is no state that could be kept.
+    """
+    callbacks: list[Callback] = [
+        RunProgress(),
+        recovery,
+        *checkpoint_callbacks(folder.checkpoints),
+    ]
+    if config.patience is not None:
+        callbacks.append(Patience(config.patience))
+    device = str(module.potential.device)
+    # Lightning's advice (workers, log intervals) is about other workloads than ours.
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+        trainer = Trainer(
+            accelerator="cpu" if device == "cpu" else "gpu",
+            devices=config.devices,
+            # Spawned ranks train and leave a checkpoint; only this process writes the results.
+            strategy="auto" if config.devices == 1 else "ddp_spawn",
+            max_epochs=config.epochs if config.max_steps is None else -1,
+            max_steps=config.max_steps or -1,
+            check_val_every_n_epoch=config.valid_every,
+            num_sanity_val_steps=0,
+            inference_mode=False,
+            log_every_n_steps=1,
+            logger=CSVLogger(folder.path, name="logs"),
+            callbacks=callbacks,
+            plugins=[WholeCheckpoints()],
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        module.train()
+        try:
+            trainer.fit(
+                module,
+                data,
+                ckpt_path=None if checkpoint is None else str(checkpoint),
+                weights_only=True,
+            )
+        except (KeyboardInterrupt, SystemExit) as stop:
+            # Lightning has saved a checkpoint and leaves the interpreter.
+            raise Interrupted(
+                f"Training was interrupted at step {trainer.global_step}. Go on with: "
+                f"{folder.resume_command}"
+            ) from stop
+    best = read_checkpoint(folder.best, module.device)
+    (score,) = (
+        saved["best_model_score"]
+        for saved in best["callbacks"].values()
+        if saved.get("monitor") == SCORE
+    )
+    if not torch.isfinite(score):
+        raise DivergedError(
+            f"No validation had a finite loss after the delta was as sparse as asked for, or one "
+            f"near the base model's: training diverged. Give a lower --lr than "
+            f"{config.learning_rate:g}; no model has been written."
+        )
+    module.load_state_dict(best["state_dict"])
+    # Of ranks that were spawned this process knows only what they have written.
+    written = read_checkpoint(folder.checkpoints / LAST)["callbacks"].get(recovery.state_key)
+    if written is not None:
+        recovery.load_state_dict(written)
