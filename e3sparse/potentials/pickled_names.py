@@ -211,7 +211,7 @@ def _records(path: Path) -> Iterator[tuple[str, bytes]]:
     except (RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ConfigError(
             f"'{path}' is no archive that torch could load, or is cut short "
-            f"({str(error).splitlines()[0]})."
+            f"({str(error).splitlines()[0].partition('. ')[0]})."
         ) from None
     if damaged is not None:
         raise ConfigError(f"'{path}' is damaged: '{damaged}' in it has not its checksum.")
