@@ -274,7 +274,7 @@ def test_what_cannot_be_loaded(tmp_path, monkeypatch, base_of):
     with pytest.raises(ConfigError, match=r"neither a file nor a name of the form nequip.net:"):
         load_potential("oam-l", backend="nequip")
     with pytest.raises(ConfigError, match="one level of theory only"):
-        load_potential(str(cut), head="pbe")
+        load_potential(str(base_of("nequip")[1]), head="pbe")
 
     def no_network(*arguments, **options):
         raise ConnectionError("Network is unreachable")
