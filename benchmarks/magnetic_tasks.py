@@ -6,7 +6,7 @@ import ase.io
 import numpy as np
 from tasks import DATA
 
-from e3sparse.training.optimizers import FRESH_LR
+from e3sparse.training.config import FRESH_LR
 
 
 @dataclass(frozen=True)

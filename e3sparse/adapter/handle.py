@@ -36,6 +36,16 @@ class Adapter:
         self.name = name
         self._state = state
 
+    def __repr__(self) -> str:
+        record = self._state.records.get(self.name)
+        if record is None:
+            return f"<Adapter '{self.name}': removed>"
+        where = "merged" if self.merged else "in the model" if self.attached else "taken out"
+        return (
+            f"<Adapter '{self.name}': {self.method.name} on {len(self.layouts)} layers, {where}, "
+            f"{self.sparsity()}>"
+        )
+
     @property
     def _record(self) -> Record:
         try:

@@ -72,6 +72,19 @@ class Summary:
     trainable: int
     sparsity: Sparsity
 
+    def plan(self, final_sparsity: float | None = None) -> str:
+        """Return what will be trained, and how much of it is kept if that is known beforehand."""
+        entries, layers = self.sparsity.entries, len(self.rows)
+        share = entries / self.sparsity.parameters if self.sparsity.parameters else 0.0
+        of = "" if self.trainable == entries else f" for {entries:,} entries"
+        said = (
+            f"{self.trainable:,} trainable parameters{of} in {layers} "
+            f"{'layer' if layers == 1 else 'layers'} ({share:.0%} of the model)"
+        )
+        if final_sparsity is not None:
+            said += f", {round((1 - final_sparsity) * entries):,} entries kept at the end"
+        return said
+
     def __str__(self) -> str:
         width = max((len(row.path) for row in self.rows), default=5)
         lines = [

@@ -18,14 +18,23 @@ def compare(
 
 
 def diff(
-    a: Annotated[Path, typer.Argument(help="An adapter folder.")],
+    a: Annotated[Path, typer.Argument(help="An adapter folder, or the run folder around it.")],
     b: Annotated[Path, typer.Argument(help="Another.")],
 ) -> None:
     """Compare two adapters: settings, and the entries that each layer's delta changes."""
     from e3sparse.analysis.comparison import compare_adapters, differing_settings
 
+    a, b = _adapter_in(a), _adapter_in(b)
     for name, (one, two) in differing_settings(a, b).items():
         out.print(f"{name}: {one} | {two}")
     table = compare_adapters(a, b)
     table.columns = table.columns.str.replace("_", " ")
     out.print(frame_table(table, f"A = {a}, B = {b}", ".3g"))
+
+
+def _adapter_in(folder: Path) -> Path:
+    """Return the adapter folder: this one, or that of a run."""
+    from e3sparse.training.run_records import ADAPTER
+
+    inside = folder / ADAPTER
+    return inside if inside.is_dir() else folder

@@ -78,6 +78,11 @@ class Method(BaseModel, ABC):
         return None
 
     @property
+    def final_sparsity(self) -> float | None:
+        """Share of zeros that the schedule ends at, None where it is not known beforehand."""
+        return None
+
+    @property
     def scheduled(self) -> bool:
         """Whether `step` has to be called, and so the number of steps be known."""
         return False

@@ -129,6 +129,10 @@ class Budget(Method):
         return [{"params": params, "lr": lr, "weight_decay": self.weight_decay, "betas": betas}]
 
     @property
+    def final_sparsity(self) -> float:
+        return self.target_sparsity
+
+    @property
     def scheduled(self) -> bool:
         return True
 

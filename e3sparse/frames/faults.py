@@ -10,7 +10,8 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 
 from e3sparse.errors import DataError, nearest
-from e3sparse.frames.labels import LabelKeys, is_virial, keys_there, missing, named_like
+from e3sparse.frames.label_keys import LabelKeys
+from e3sparse.frames.labels import is_virial, keys_there, missing, named_like
 
 if TYPE_CHECKING:
     from e3sparse.frames.reading import Frame

@@ -8,11 +8,10 @@ from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, field_validator
 
 from e3sparse.errors import DataError, nearest
-from e3sparse.potentials.quantities import QUANTITIES, check_further, further_quantities
-from e3sparse.potentials.spins import SPINS
+from e3sparse.frames.label_keys import LabelKeys
+from e3sparse.potentials.quantities import further_quantities
 
 Array = NDArray[np.float64]
 
@@ -27,35 +26,6 @@ _NAMED_LIKE = {
     "forces": re.compile("forc|grad", re.IGNORECASE),
     "stress": re.compile("stress|virial", re.IGNORECASE),
 }
-
-
-class LabelKeys(BaseModel):
-    """Where the labels are in the file: MACE's names by default.
-
-    `energy`, `forces` and `stress` themselves mean what ASE puts into its calculator, and so does
-    `magmoms`. A stress key with "virial" in it names a virial, which is -volume × stress. Moments
-    and spins are read for magnetic models only. `others` names further labels by quantity.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    energy: str = QUANTITIES["energy"].key
-    forces: str = QUANTITIES["forces"].key
-    stress: str = QUANTITIES["stress"].key
-    moments: str = QUANTITIES["moments"].key
-    spin: str = SPINS
-    magnetic_forces: str = QUANTITIES["magnetic_forces"].key
-    others: dict[str, str] = {}
-
-    @field_validator("others")
-    @classmethod
-    def _are_registered(cls, others: dict[str, str]) -> dict[str, str]:
-        check_further(others)
-        return others
-
-    def asked_for(self, name: str) -> bool:
-        """Whether somebody chose the key of a label, rather than leave it as it is."""
-        return bool(getattr(self, name) != type(self).model_fields[name].default)
 
 
 def label_of(atoms: Atoms, key: str) -> Array | None:

@@ -22,7 +22,8 @@ from e3sparse.frames.faults import (
     stress_notes,
     unread,
 )
-from e3sparse.frames.labels import LabelKeys, energy_of, keys_there, missing
+from e3sparse.frames.label_keys import LabelKeys
+from e3sparse.frames.labels import energy_of, keys_there, missing
 from e3sparse.frames.reading import (
     Array,
     Frame,

@@ -20,10 +20,10 @@ from e3sparse.frames.faults import (
     stress_notes,
     unread,
 )
+from e3sparse.frames.label_keys import LabelKeys
 from e3sparse.frames.labels import (
     COMPUTED,
     Array,
-    LabelKeys,
     energy_of,
     forces_of,
     further_labels_of,

@@ -14,6 +14,9 @@ from typing import Any, Literal
 
 from e3sparse.errors import ConfigError, nearest
 
+SPINS = "spin"
+"""Name of the array of an `Atoms` object that holds spins, (N, 3)."""
+
 
 @dataclass(frozen=True)
 class Quantity:

@@ -5,9 +5,7 @@ from ase import Atoms
 from numpy.typing import ArrayLike, NDArray
 
 from e3sparse.errors import DataError
-
-SPINS = "spin"
-"""Name of the array of an `Atoms` object that holds spins, (N, 3)."""
+from e3sparse.potentials.quantities import SPINS as SPINS
 
 MAGNETIC = 0.1
 """In μ_B: what the paper calls a magnetic atom. A smaller moment has no direction worth a spin."""

@@ -5,142 +5,175 @@ from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.config import JsonDict
 
-from e3sparse.deltas import known_methods
 from e3sparse.errors import ConfigError, nearest
-from e3sparse.frames.reading import LabelKeys
-from e3sparse.training.losses import Loss
-from e3sparse.training.optimizers import FRESH_LR, OPTIMIZERS
+from e3sparse.frames.label_keys import LabelKeys
+from e3sparse.training.loss_weights import LossWeights
 
 WHOLE_MODEL = ("full", "scratch")
+FRESH_LR = 1e-2
+"""Learning rate of layers that start from random weights."""
+
 DEPENDENT = {
     "magnetic": ("spin_orbit", "spin_lr", "spin_settings"),
     "replay": ("replay_weight", "replay_structures", "replay_batch_size"),
 }
 """Settings that mean nothing without another."""
 
+_RUN, _DATA, _METHOD = "Model and run", "Data", "What is trained"
+_TRAINING, _MAGNETISM = "Training", "Magnetism"
+
+
+def _setting(
+    default: Any, description: str, panel: str, *, flag: str | None = None, **checks: Any
+) -> Any:
+    """Return a field that `e3sparse finetune` has a flag for, under that heading of its help.
+
+    `flag` is the name of the flag where it is not that of the field; in it, `{}` stands for each
+    field of a nested model.
+    """
+    said: JsonDict = {"panel": panel, "flag": flag}
+    return Field(default, description=description, json_schema_extra=said, **checks)
+
 
 class FinetuneConfig(BaseModel):
     """Everything that decides the outcome of a run; `run/config.yaml` holds it resolved.
 
-    Attributes
-    ----------
-    model, backend, head
-        Name or path of the base model; its framework, found out if None; its head or level of
-        theory, where it has several.
-    train, valid, test
-        Files that ASE reads. Without `valid`, a share `valid_fraction` of train is held out.
-    skip_faulty
-        Whether frames that cannot be used, or are nothing like the rest, are left out of the run;
-        else it stops and names them.
-    energy_only
-        Whether files without forces may be trained on.
-    check_units
-        Whether labels that agree with the base model in another unit only are refused.
-    in_memory, examined_frames
-        A database (`.db`, `.aselmdb`) of more frames than `in_memory` is left on disk and read
-        when needed. What asks the base model, or measures errors, takes `examined_frames` of it,
-        drawn by the seed.
-    workers
-        Processes that read frames and build graphs beside the training.
-    device, devices
-        `"cpu"`, `"cuda"` or `"auto"`, and how many of them; several share each step's work (DDP),
-        each with `batch_size` frames.
-    accelerate
-        `"auto"`, `"none"` for the framework's own evaluation, or the name of a library that the
-        backend can evaluate by, such as `"cueq"`.
-    targets, method, method_settings
-        As for `e3sparse.patch`; method also `"full"` (full fine-tuning) and `"scratch"`.
-    magnetic, spin_orbit
-        Whether the model gets spin-aware layers (`e3sparse.magnetism`) and learns moments, and
-        whether the spins may feel the lattice. The layers are trained in full, at `spin_lr`.
-    spin_settings
-        Other settings of `e3sparse.magnetism.SpinSettings`.
-    replay
-        `"auto"` or a file of structures: penalise drift from the base model on random structures
-        and ASE's molecules and solids, or on these, labelled by the base model itself
-        (`e3sparse.training.replay`).
-    replay_weight, replay_structures, replay_batch_size
-        Weight of that loss beside the other, how many random structures there are, and how many
-        of them each step sees.
-    e0s
-        `"fit"`: one energy shift per element. Of an element that `train` has an isolated atom of
-        (one atom, not periodic; no forces needed), its label less the base model's energy; of the
-        others by least squares on the training frames. `"keep"`: the base model's references.
-        Isolated atoms are neither trained nor tested on, in whichever file they are: without
-        neighbours there is no force to learn, and only those of `train` are references.
-    refit_e0s
-        Whether fitted references are fitted once more after training, to what is left on `train`
-        between labels and the trained model; those of isolated atoms stay.
-    epochs, max_steps
-        Length of the training; `max_steps` counts if it is given.
-    patience
-        Validations without a better one after which to stop; None to go to the end.
-    recover
-        Whether a training whose losses or validations leave all bounds goes back to an earlier
-        state and on at half the learning rate (`e3sparse.training.recovery`); else it ends only
-        when the loss is no finite number.
-    allow_worse
-        Whether a model may be written whose loss on the validation frames is higher than the base
-        model's; else that is an error.
+    `e3sparse finetune` makes its flags, their defaults and their help of these fields, so this
+    module imports nothing slow. Attributes are described where they are declared.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    model: str
-    backend: str | None = None
-    head: str | None = None
-    device: str = "auto"
-    devices: int = Field(1, ge=1)
-    dtype: Literal["float32", "float64"] | None = None
-    accelerate: str = "auto"
+    model: str = _setting(..., "Base model: a name or a file.", _RUN)
+    backend: str | None = _setting(None, "Framework of the model; found out if left out.", _RUN)
+    head: str | None = _setting(None, "Head or level of theory, for models with several.", _RUN)
+    device: str = _setting("auto", "cpu, cuda, cuda:1 or auto.", _RUN)
+    devices: int = _setting(
+        1,
+        "Number of devices that share each step (DDP), each with --batch-size frames.",
+        _RUN,
+        ge=1,
+    )
+    dtype: Literal["float32", "float64"] | None = _setting(
+        None, "Precision of the training; that of the file if left out.", _RUN
+    )
+    accelerate: str = _setting(
+        "auto",
+        "How the model is evaluated: auto; none, as the framework does; cueq (cuEquivariance); "
+        "for SevenNet also oeq (OpenEquivariance).",
+        _RUN,
+    )
+    out: Path = _setting(Path("run"), "Run folder to write.", _RUN)
 
-    train: Path
-    valid: Path | None = None
-    test: Path | None = None
-    valid_fraction: float = Field(0.1, gt=0, lt=1)
-    skip_faulty: bool = False
-    energy_only: bool = False
-    check_units: bool = True
-    in_memory: int = Field(20_000, ge=0)
-    examined_frames: int = Field(2000, ge=1)
-    workers: int = Field(0, ge=0)
-    keys: LabelKeys = LabelKeys()
+    train: Path = _setting(..., "Training frames, in any format that ASE reads.", _DATA)
+    valid: Path | None = _setting(None, "Validation frames; a part of --train if left out.", _DATA)
+    test: Path | None = _setting(None, "Test frames.", _DATA)
+    valid_fraction: float = _setting(
+        0.1, "Share of --train that is held out where there is no --valid.", _DATA, gt=0, lt=1
+    )
+    skip_faulty: bool = _setting(
+        False, "Leave out frames that cannot be used or that are nothing like the rest.", _DATA
+    )
+    energy_only: bool = _setting(False, "Train on files without forces too.", _DATA)
+    check_units: bool = _setting(
+        True, "Refuse labels that agree with the base model in another unit only.", _DATA
+    )
+    in_memory: int = _setting(
+        20_000, "Databases (.db, .aselmdb) of more frames than this stay on disk.", _DATA, ge=0
+    )
+    examined_frames: int = _setting(
+        2000, "Number of frames of a set on disk that are checked and evaluated.", _DATA, ge=1
+    )
+    workers: int = _setting(
+        0, "Processes that read frames and build graphs, for sets on disk.", _DATA, ge=0
+    )
+    keys: LabelKeys = _setting(LabelKeys(), "Names of labels.", _DATA, flag="{}-key")
+    e0s: Literal["keep", "fit"] = _setting(
+        "fit",
+        "Energy references: fit a shift per element, from isolated atoms in --train and by least "
+        "squares for elements without one; or keep those of the base model.",
+        _DATA,
+    )
+    refit_e0s: bool = _setting(
+        True, "Fit the references that were fitted once more after training.", _DATA
+    )
 
-    targets: str | list[str] = "linear"
-    method: str = "budget"
+    targets: str | list[str] = _setting(
+        "linear",
+        "Layers to train: linear, fctp, tp, mlp, all, everything, a name of the framework, or a "
+        "glob or regular expression on module paths; may be repeated.",
+        _METHOD,
+    )
+    method: str = _setting(
+        "budget",
+        "budget, soft_threshold, low_rank, dense, fixed_mask; full or scratch for the whole model.",
+        _METHOD,
+    )
     method_settings: dict[str, Any] = Field(default_factory=dict)
-    e0s: Literal["keep", "fit"] = "fit"
-    refit_e0s: bool = True
 
-    magnetic: bool = False
-    spin_orbit: bool = False
-    spin_lr: float = Field(FRESH_LR, gt=0)
+    magnetic: bool = _setting(
+        False, "Put spin-aware layers on the model, and learn moments too.", _MAGNETISM
+    )
+    spin_orbit: bool = _setting(
+        False,
+        "Let the spins feel the lattice; without it a rotation of all spins changes nothing.",
+        _MAGNETISM,
+    )
+    spin_lr: float = _setting(FRESH_LR, "Learning rate of the spin-aware layers.", _MAGNETISM, gt=0)
     spin_settings: dict[str, Any] = Field(default_factory=dict)
 
-    replay: str | None = Field(None, min_length=1)
-    replay_weight: float = Field(0.1, gt=0)
-    replay_structures: int = Field(128, ge=1)
-    replay_batch_size: int = Field(4, ge=1)
+    replay: str | None = _setting(
+        None,
+        "auto, or a file of structures: penalise drift from the base model on small structures of "
+        "all its elements or on these, labelled by itself. Give a lower --lr with it.",
+        _TRAINING,
+        min_length=1,
+    )
+    replay_weight: float = _setting(
+        0.1, "Weight of the replay loss beside the loss on labels.", _TRAINING, gt=0
+    )
+    replay_structures: int = _setting(
+        128, "Number of random structures for --replay auto.", _TRAINING, ge=1
+    )
+    replay_batch_size: int = _setting(4, "Replayed structures in each step.", _TRAINING, ge=1)
 
-    epochs: int = Field(50, ge=1)
-    max_steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(8, ge=1)
-    valid_batch_size: int = Field(32, ge=1)
-    valid_every: int = Field(1, ge=1)
-    lr: float | None = Field(None, gt=0)
-    optimizer: str = "schedule_free"
-    loss: Loss = Loss()
-    patience: int | None = Field(None, ge=1)
-    recover: bool = True
-    allow_worse: bool = False
-    seed: int = Field(0, ge=0)
-
-    out: Path = Path("run")
+    epochs: int = _setting(50, "Passes over the training set.", _TRAINING, ge=1)
+    max_steps: int | None = _setting(None, "Length in steps, instead of epochs.", _TRAINING, ge=1)
+    batch_size: int = _setting(8, "Frames in each step.", _TRAINING, ge=1)
+    valid_batch_size: int = _setting(32, "Frames evaluated at once elsewhere.", _TRAINING, ge=1)
+    valid_every: int = _setting(1, "Epochs between validations.", _TRAINING, ge=1)
+    lr: float | None = _setting(
+        None,
+        "Learning rate. If left out: 0.01 for a delta, 0.003 for the whole model.",
+        _TRAINING,
+        gt=0,
+    )
+    optimizer: str = _setting(
+        "schedule_free", "schedule_free, adamw (cosine decay) or sgd.", _TRAINING
+    )
+    loss: LossWeights = _setting(LossWeights(), "The loss.", _TRAINING, flag="{}-weight")
+    patience: int | None = _setting(
+        None, "Validations without progress after which to stop.", _TRAINING, ge=1
+    )
+    recover: bool = _setting(
+        True,
+        "Return to an earlier state, and halve the learning rate, when the losses diverge.",
+        _TRAINING,
+    )
+    allow_worse: bool = _setting(
+        False,
+        "Write the model even if its validation loss is higher than that of the base model.",
+        _TRAINING,
+    )
+    seed: int = _setting(0, "Seed of all random numbers.", _TRAINING, ge=0)
 
     @field_validator("method")
     @classmethod
     def _known_method(cls, method: str) -> str:
+        from e3sparse.deltas import known_methods
+
         known = [*known_methods(), *WHOLE_MODEL]
         if method not in known:
             raise ValueError(
@@ -152,12 +185,23 @@ class FinetuneConfig(BaseModel):
     @field_validator("optimizer")
     @classmethod
     def _known_optimizer(cls, optimizer: str) -> str:
+        from e3sparse.training.optimizers import OPTIMIZERS
+
         if optimizer not in OPTIMIZERS:
             raise ValueError(
                 f"there is no optimizer '{optimizer}'.{nearest(optimizer, OPTIMIZERS)} "
                 f"Optimizers: {', '.join(OPTIMIZERS)}"
             )
         return optimizer
+
+    @model_validator(mode="after")
+    def _has_a_delta(self) -> Self:
+        if self.whole_model and self.method_settings:
+            raise ValueError(
+                f"method {self.method} trains the whole model, without a delta, and takes no "
+                f"settings (given: {', '.join(self.method_settings)})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_something_to_replay(self) -> Self:
@@ -206,6 +250,8 @@ class FinetuneConfig(BaseModel):
         """The learning rate asked for, or the method's own."""
         if self.lr is not None:
             return self.lr
+        from e3sparse.deltas import known_methods
+
         return 3e-3 if self.whole_model else known_methods()[self.method].default_lr
 
 

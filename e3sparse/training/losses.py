@@ -1,11 +1,9 @@
 """Weighted Huber losses on energy per atom, forces, stress and magnetic moments."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
@@ -14,45 +12,12 @@ from e3sparse.frames.evaluation import Predictions
 from e3sparse.frames.reading import Array, Frame
 from e3sparse.frames.references import reference_energy
 from e3sparse.potentials.backends import Prediction
-from e3sparse.potentials.quantities import FIELDS, QUANTITIES, check_further, value_of, values_of
+from e3sparse.potentials.quantities import value_of, values_of
+from e3sparse.training.loss_weights import LossWeights
 
 
-class Loss(BaseModel):
-    """L = w_E·H(ΔE/N) + w_F·H(ΔF) + w_S·H(Δσ) + w_M·H(ΔM), each a mean (paper §4.1 and 4.2).
-
-    Attributes
-    ----------
-    energy, forces, stress, moments
-        Weights, for errors in eV/atom, eV/Å, eV/Å³ and μ_B; the last for magnetic models.
-    magnetic_forces
-        Weight of those of -dE/dS, in eV per radian; no part of the paper's loss.
-    others
-        Weights of further quantities by name, where they are not those of their descriptions.
-    delta
-        Where the Huber loss H turns from quadratic to linear, in the same units.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    energy: float = Field(QUANTITIES["energy"].weight, ge=0)
-    forces: float = Field(QUANTITIES["forces"].weight, ge=0)
-    stress: float = Field(QUANTITIES["stress"].weight, ge=0)
-    moments: float = Field(QUANTITIES["moments"].weight, ge=0)
-    magnetic_forces: float = Field(QUANTITIES["magnetic_forces"].weight, ge=0)
-    others: dict[str, Annotated[float, Field(ge=0)]] = {}
-    delta: float = Field(0.01, gt=0)
-
-    @field_validator("others")
-    @classmethod
-    def _are_registered(cls, others: dict[str, float]) -> dict[str, float]:
-        check_further(others)
-        return others
-
-    def weight(self, name: str) -> float:
-        """Return the weight of a quantity."""
-        if name in FIELDS:
-            return float(getattr(self, name))
-        return self.others.get(name, QUANTITIES[name].weight)
+class Loss(LossWeights):
+    """L = w_E·H(ΔE/N) + w_F·H(ΔF) + w_S·H(Δσ) + w_M·H(ΔM), each a mean (paper §4.1 and 4.2)."""
 
     def on_frames(
         self,

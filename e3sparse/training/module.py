@@ -14,8 +14,9 @@ from e3sparse.frames.evaluation import MEV
 from e3sparse.layers.injection import cached
 from e3sparse.potentials.backends import Potential, Prediction
 from e3sparse.potentials.quantities import record_values, values_of
+from e3sparse.training.config import FRESH_LR
 from e3sparse.training.losses import Loss
-from e3sparse.training.optimizers import FRESH_LR, make_optimizer, set_averaged
+from e3sparse.training.optimizers import make_optimizer, set_averaged
 from e3sparse.training.replay import Replay
 
 

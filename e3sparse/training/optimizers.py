@@ -12,9 +12,6 @@ from e3sparse.deltas import ParamGroup
 
 Made = tuple[Optimizer, LRScheduler | None]
 
-FRESH_LR = 1e-2
-"""Learning rate of layers that start from random weights."""
-
 
 def _schedule_free(groups: list[ParamGroup], steps: int) -> Made:
     return AdamWScheduleFree(groups, warmup_steps=max(1, steps // 20)), None

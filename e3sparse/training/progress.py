@@ -100,7 +100,7 @@ def _line(trainer: Trainer, split: str) -> str:
     metrics = trainer.callback_metrics
     parts = []
     if f"{split}/loss" in metrics:
-        parts.append(f"{split} loss {float(metrics[f'{split}/loss']):.4f}")
+        parts.append(f"{split} loss {float(metrics[f'{split}/loss']):.3g}")
     if f"{split}/forces_mae" in metrics:
         parts.append(f"F MAE {float(metrics[f'{split}/forces_mae']):.1f} meV/Å")
     if "sparsity" in metrics:

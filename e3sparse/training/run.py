@@ -28,6 +28,7 @@ from e3sparse.training.energy_zero import (
 )
 from e3sparse.training.fitting import fit
 from e3sparse.training.inputs import load_inputs
+from e3sparse.training.losses import Loss
 from e3sparse.training.module import FineTuning
 from e3sparse.training.recovery import Recovery, no_worse
 from e3sparse.training.replay import Replay, replay_frames
@@ -148,7 +149,7 @@ def finetune(
     adapter = _prepare(config, potential, splits["train"])
     if adapter is not None:
         adapter.energy_references.update(references)
-        console.print(str(adapter.sparsity()))
+        console.print(adapter.summary().plan(adapter.method.final_sparsity))
 
     if not resume:
         folder.start(potential.suffix, base=base, inputs=made_of)
@@ -157,7 +158,8 @@ def finetune(
         folder.remember_settings()
 
     # Moments have no base model's to be compared with.
-    plain = config.loss.model_copy(update={"moments": 0.0, "magnetic_forces": 0.0})
+    loss = Loss(**config.loss.model_dump())
+    plain = loss.model_copy(update={"moments": 0.0, "magnetic_forces": 0.0})
     base_loss = plain.on_frames(looked_at["valid"], before["valid"], references)
     recovery = Recovery(
         config.learning_rate,
@@ -167,7 +169,7 @@ def finetune(
     module = FineTuning(
         potential,
         adapter,
-        loss=config.loss,
+        loss=loss,
         optimizer=config.optimizer,
         lr=config.learning_rate,
         fresh_lr=config.spin_lr,
@@ -190,7 +192,7 @@ def finetune(
         batches = loader(some, potential, config.batch_size)
         potential.module.train()
         adapter.calibrate(
-            config.loss(potential.forward(b.inputs.to(potential.device)), b.to(potential.device))
+            loss(potential.forward(b.inputs.to(potential.device)), b.to(potential.device))
             for b in batches
         )
     checkpoint = _checkpoint(folder, console) if resume else None
@@ -211,12 +213,12 @@ def finetune(
         now = errors(looked_at["train"], after["train"], references)
         said = said_of_shifts_after(shifts, unshifted["energy_mae"], now["energy_mae"])
         console.print(said, soft_wrap=True, markup=False)
-    loss = plain.on_frames(looked_at["valid"], after["valid"], references)
-    if config.method != "scratch" and not config.allow_worse and not no_worse(loss, base_loss):
+    final_loss = plain.on_frames(looked_at["valid"], after["valid"], references)
+    if config.method != "scratch" and not (config.allow_worse or no_worse(final_loss, base_loss)):
         raise DivergedError(
-            f"The best model has a loss of {loss:.3g} on the validation frames, and the base model "
-            f"{base_loss:.3g}: it is no better, and has not been written. Give a lower --lr than "
-            f"{config.learning_rate:g} or more steps; or --resume with --allow-worse, and it is "
+            f"The best model has a loss of {final_loss:.3g} on the validation frames, and the base "
+            f"model {base_loss:.3g}: it is no better, and has not been written. Give a lower --lr "
+            f"than {config.learning_rate:g} or more steps; or --resume with --allow-worse, and it is "
             "written as it is."
         )
     rows = {}

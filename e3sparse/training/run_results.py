@@ -1,5 +1,6 @@
 """What a run leaves in its folder, besides checkpoints and models."""
 
+import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,8 @@ def write_config(folder: Path, config: FinetuneConfig, potential: Potential) -> 
     with replacing(folder / CONFIG) as temporary:
         temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     with replacing(folder / "versions.json") as temporary:
-        pd.Series(_versions() | dict(potential.framework)).to_json(temporary, indent=1)
+        found = _versions() | dict(potential.framework)
+        temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def _versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 
 import ase.io
@@ -177,7 +178,8 @@ def test_empty_and_missing_files(finetune, tmp_path):
         ({"optimizer": "adam"}, "Did you mean 'adamw'"),
         ({"e0s": "average"}, "e0s"),
         ({"batch-size": 0}, "batch_size"),
-        ({"model": None}, "Give --model"),
+        ({"method": "full", "target-sparsity": 0.9}, "without a delta"),
+        ({"model": None}, "There is no MODEL"),
     ],
 )
 def test_bad_settings(options, says, finetune, tmp_path):
@@ -290,9 +292,24 @@ def test_from_run_to_merged_model_and_back(finetune, run, data_files, tiny_check
     code, out, _ = run("compare", folder)
     assert code == 0
     assert "zero-shot" in out
-    code, out, _ = run("adapters", "diff", folder / "adapter", folder / "adapter")
+    code, out, _ = run("adapters", "diff", folder / "adapter", folder)
     assert code == 0
     assert "total" in out
+
+
+def test_model_and_training_frames_are_arguments_too(
+    finetune, run, data_files, tiny_checkpoint, tmp_path
+):
+    code, out, _ = finetune(
+        tiny_checkpoint, data_files["train"], model=None, train=None, **{"target-sparsity": 0.9}
+    )
+    assert code == 0
+    said = re.search(r"([\d,]+) trainable parameters in .* model\), ([\d,]+) entries kept", out)
+    trainable, kept = (int(number.replace(",", "")) for number in said.groups())
+    assert kept == round(0.1 * trainable)
+    code, _, err = finetune("other.pth")
+    assert code == 2
+    assert "was given as MODEL" in err
 
 
 def test_two_adapters_add_up_in_a_merge(finetune, run, data_files, tiny_checkpoint, tmp_path):
