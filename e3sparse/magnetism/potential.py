@@ -119,9 +119,9 @@ class MagneticPotential(Potential):
     def load_adapter(self, directory: str | Path, **options: Any) -> Adapter:
         return self.backbone.load_adapter(directory, **options)
 
-    def save(self, path: Path) -> None:
+    def write(self, path: Path) -> None:
         """Write the backbone as a file of its framework; `magnetism.save` writes the layers."""
-        self.backbone.save(path)
+        self.backbone.write(path)
 
     def shift_energies(self, shifts: Mapping[int, float]) -> None:
         self.backbone.shift_energies(shifts)

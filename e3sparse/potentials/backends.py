@@ -17,6 +17,7 @@ import torch
 from e3sparse.errors import ConfigError, E3SparseError, nearest
 from e3sparse.potentials.devices import checked_device
 from e3sparse.potentials.potential import Features, Potential, Prediction
+from e3sparse.potentials.refusals import chosen_head, without_element_shifts
 from e3sparse.potentials.trust import look
 
 __all__ = [
@@ -24,10 +25,12 @@ __all__ = [
     "Features",
     "Potential",
     "Prediction",
+    "chosen_head",
     "get_backend",
     "installed",
     "load_potential",
     "pickle_mentions",
+    "without_element_shifts",
 ]
 
 GROUP = "e3sparse.backends"

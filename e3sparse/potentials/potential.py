@@ -16,8 +16,10 @@ from e3sparse.adapter.handle import Adapter
 from e3sparse.adapter.patching import patch
 from e3sparse.adapter.targets import Targets
 from e3sparse.deltas import Method
-from e3sparse.errors import ConfigError, nearest
+from e3sparse.errors import ConfigError, PatchError, nearest
+from e3sparse.files import replacing
 from e3sparse.layers.faster_products import Acceleration
+from e3sparse.layers.injection import SUBMODULE
 from e3sparse.layers.layouts import Species
 from e3sparse.potentials.converted import Converted
 
@@ -151,9 +153,27 @@ class Potential(ABC):
     def forward(self, batch: Any) -> Prediction:
         """Evaluate a batch. In train mode the forces carry a graph for the loss gradient."""
 
-    @abstractmethod
     def save(self, path: Path) -> None:
-        """Write the (unpatched) model as an ordinary file of the framework."""
+        """Write the model as an ordinary file of the framework.
+
+        Raises
+        ------
+        PatchError
+            If the model is patched: the framework would read it without its deltas, or not at all.
+        E3SparseError
+            If the file cannot be written whole; one that was there is as it was.
+        """
+        if any(f".{SUBMODULE}." in f".{name}." for name, _ in self.module.named_modules()):
+            raise PatchError(
+                f"{path} would not be an ordinary file of {self.name}'s framework, because the "
+                "model is patched: merge the adapter first."
+            )
+        with replacing(path) as temporary:
+            self.write(temporary)
+
+    @abstractmethod
+    def write(self, path: Path) -> None:
+        """Write the unpatched model to a path that nobody reads yet; for `save`."""
 
     @abstractmethod
     def shift_energies(self, shifts: Mapping[int, float]) -> None:

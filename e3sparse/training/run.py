@@ -218,8 +218,8 @@ def finetune(
         raise DivergedError(
             f"The best model has a loss of {final_loss:.3g} on the validation frames, and the base "
             f"model {base_loss:.3g}: it is no better, and has not been written. Give a lower --lr "
-            f"than {config.learning_rate:g} or more steps; or --resume with --allow-worse, and it is "
-            "written as it is."
+            f"than {config.learning_rate:g} or more steps; or --resume with --allow-worse, and it "
+            "is written as it is."
         )
     rows = {}
     for name, frames in looked_at.items():

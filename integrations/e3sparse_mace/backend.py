@@ -29,11 +29,16 @@ from mace.tools.torch_geometric.batch import Batch
 from mace.tools.torch_tools import default_dtype
 from torch import Tensor, nn
 
-from e3sparse.potentials.backends import Backend, Features, Potential, Prediction, pickle_mentions
+from e3sparse.potentials.backends import (
+    Backend,
+    Features,
+    Potential,
+    Prediction,
+    chosen_head,
+    pickle_mentions,
+)
 from e3sparse.layers.clebsch_gordan import as_read
-from e3sparse.errors import ConfigError, PatchError, nearest
-from e3sparse.files import replacing
-from e3sparse.layers.injection import SUBMODULE
+from e3sparse.errors import ConfigError, nearest
 from e3sparse.layers.layouts import Species
 from e3sparse.potentials.converted import Converted
 from e3sparse_mace.acceleration import Acceleration
@@ -82,7 +87,7 @@ class MACEPotential(Potential):
         self.name = name
         # Models from before MACE 0.3.5 know of no heads.
         self.heads: list[str] = list(getattr(module, "heads", None) or ["Default"])
-        self.head = _checked_head(name, self.heads, head)
+        self.head = chosen_head(name, self.heads, head) or self.heads[0]
         self.module = module.to(device=device, dtype=dtype)
         self._overwritten = recompute_coupling(self.module)
         self.cutoff = float(module.r_max)
@@ -209,14 +214,9 @@ class MACEPotential(Potential):
             energy = energy.index_add(0, data["batch"], energies.double())
         return energy
 
-    def save(self, path: Path) -> None:
-        if any(f".{SUBMODULE}." in f".{name}" for name, _ in self.module.named_modules()):
-            raise PatchError(
-                "A MACE file of a patched model could only be read where e3sparse is installed: "
-                "merge the adapter first."
-            )
-        with replacing(path) as temporary, as_read(self.module, self._overwritten):
-            torch.save(self.module, temporary)
+    def write(self, path: Path) -> None:
+        with as_read(self.module, self._overwritten):
+            torch.save(self.module, path)
 
     def shift_energies(self, shifts: Mapping[int, float]) -> None:
         energies: Tensor = self.module.atomic_energies_fn.atomic_energies  # (heads, elements)
@@ -308,15 +308,3 @@ def _inputs(batch: Any) -> dict[str, Any]:
 
 def _no_stress(forces: Tensor, frames: int) -> Tensor:
     return forces.new_zeros(frames, 3, 3)
-
-
-def _checked_head(name: str, heads: list[str], head: str | None) -> str:
-    if head is None and len(heads) == 1:
-        return heads[0]
-    if head is None:
-        raise ConfigError(f"{name} has several heads: choose --head {' | '.join(heads)}.")
-    if head not in heads:
-        raise ConfigError(
-            f"{name} has no head '{head}'.{nearest(head, heads)} It has: {', '.join(heads)}."
-        )
-    return head

@@ -18,12 +18,18 @@ from nequip.utils.dtype import torch_default_dtype
 from nequip.utils.global_dtype import _GLOBAL_DTYPE
 from torch import Tensor, nn
 
-from e3sparse.errors import ConfigError, PatchError
+from e3sparse.errors import ConfigError
 from e3sparse.layers.clebsch_gordan import recompute_wigner_3j
-from e3sparse.layers.injection import SUBMODULE
 from e3sparse.layers.kinds import kind_of, qualified_name
 from e3sparse.layers.layouts import Species
-from e3sparse.potentials.backends import Backend, Potential, Prediction, pickle_mentions
+from e3sparse.potentials.backends import (
+    Backend,
+    Potential,
+    Prediction,
+    chosen_head,
+    pickle_mentions,
+    without_element_shifts,
+)
 from e3sparse_nequip.layers import TYPE_EMBEDDINGS
 from e3sparse_nequip.options import nequip_state
 from e3sparse_nequip.package import SUFFIX, write_package
@@ -116,29 +122,16 @@ class NequIPPotential(Potential):
             geometry=(positions, batch[AtomicDataDict.BATCH_KEY]),
         )
 
-    def save(self, path: Path) -> None:
-        if any(f".{SUBMODULE}." in f".{name}" for name, _ in self.module.named_modules()):
-            raise PatchError(
-                "A package of a patched model would only load where e3sparse is installed: merge "
-                "the adapter first."
-            )
+    def write(self, path: Path) -> None:
         write_package(path, self.name, self.module, self._boxed_example())
 
     def shift_energies(self, shifts: Mapping[int, float]) -> None:
         if not shifts:
             return
         scale_shift = _scale_shift(self.module, self.name)
-        if not scale_shift.has_shifts:
-            raise ConfigError(
-                f"{self.name} has no per-type energy shifts, so energy references cannot be folded "
-                "into it: use --e0s keep."
-            )
+        if not scale_shift.has_shifts or scale_shift.shifts.numel() == 1:
+            raise without_element_shifts(self.name)
         stored = scale_shift.shifts
-        if stored.numel() == 1:
-            raise ConfigError(
-                f"{self.name} has one energy shift for all elements, so per-element energy "
-                "references cannot be folded into it: use --e0s keep."
-            )
         with torch.no_grad():
             for number, shift in shifts.items():
                 stored[self.types.index(chemical_symbols[number])] += shift
@@ -174,8 +167,7 @@ class NequIPBackend(Backend):
     def load(
         self, model: str, *, device: str, dtype: torch.dtype | None, head: str | None
     ) -> NequIPPotential:
-        if head is not None:
-            raise ConfigError(f"{model} has one level of theory only: leave --head out.")
+        chosen_head(model, (), head)
         if not self.knows(model) and not Path(model).is_file():
             raise ConfigError(
                 f"'{model}' is neither a file nor a name of the form {_ONLINE}group/model:version."

@@ -35,7 +35,6 @@ from torch.package.package_exporter import PackageExporter
 from torch.package.package_importer import PackageImporter
 
 from e3sparse.errors import ConfigError
-from e3sparse.files import replacing
 from e3sparse_nequip.options import nequip_state
 
 SUFFIX = ".nequip.zip"
@@ -49,7 +48,7 @@ def write_package(
     Parameters
     ----------
     path
-        Ends with `.nequip.zip`.
+        Of the file to write.
     source
         What the model was loaded from: a package, a checkpoint or a `nequip.net:` name.
     module
@@ -77,7 +76,7 @@ def write_package(
             found, metadata, config, importers = _from_checkpoint(file)
         for models in found.values():
             models[_SOLE_MODEL_KEY].load_state_dict(weights)
-        with replacing(path) as temporary, _exporter(temporary, importers) as exporter:
+        with _exporter(path, importers) as exporter:
             exporter.save_pickle("model", "example_data.pkl", dict(example), dependencies=True)
             exporter.save_text("model", "config.yaml", config)
             exporter.save_text("model", "package_metadata.txt", yaml.dump(metadata))

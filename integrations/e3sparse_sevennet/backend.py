@@ -25,12 +25,18 @@ from sevenn.train.dataload import unlabeled_atoms_to_graph
 from torch import Tensor
 from torch_geometric.loader.dataloader import Collater
 
-from e3sparse.errors import ConfigError, PatchError, nearest
-from e3sparse.files import replacing
+from e3sparse.errors import ConfigError, nearest
 from e3sparse.layers.clebsch_gordan import as_read, recompute_wigner_3j
-from e3sparse.layers.injection import SUBMODULE
 from e3sparse.layers.layouts import Species
-from e3sparse.potentials.backends import Backend, Features, Potential, Prediction, pickle_mentions
+from e3sparse.potentials.backends import (
+    Backend,
+    Features,
+    Potential,
+    Prediction,
+    chosen_head,
+    pickle_mentions,
+    without_element_shifts,
+)
 from e3sparse.potentials.converted import Converted
 from e3sparse_sevennet.forms import LIBRARIES, convert
 
@@ -54,7 +60,9 @@ class SevenNetPotential(Potential):
     ) -> None:
         self.name = name
         self.config = checkpoint.config
-        self.head = _checked_head(name, self.config, head)
+        modalities = self.config.get(KEY.MODAL_MAP) or {}
+        heads = list(modalities) if self.config.get(KEY.USE_MODALITY) else []
+        self.head = chosen_head(name, heads, head)
         self.module = checkpoint.build_model().to(device=device, dtype=dtype)
         self._overwritten = recompute_wigner_3j(self.module)
         self.module.set_is_batch_data(True)
@@ -157,18 +165,13 @@ class SevenNetPotential(Potential):
             predict=predict,
         )
 
-    def save(self, path: Path) -> None:
-        keys = self.module.state_dict()
-        if any(f".{SUBMODULE}." in f".{key}" for key in keys):
-            raise PatchError(
-                "SevenNet would read a checkpoint of a patched model without its deltas: merge "
-                "the adapter first."
-            )
+    def write(self, path: Path) -> None:
         # The weights were brought to this version's order of convolution paths when they were
         # loaded; the version that the file was written with would make SevenNet permute again.
         config = {**self.config, "version": sevenn.__version__}
         with as_read(self.module, self._overwritten):
-            weights = {key: value.cpu().clone() for key, value in keys.items()}
+            found = self.module.state_dict()
+            weights = {key: value.cpu().clone() for key, value in found.items()}
         checkpoint = {
             "model_state_dict": weights,
             "config": config,
@@ -176,18 +179,14 @@ class SevenNetPotential(Potential):
             "time": datetime.now().strftime("%Y-%m-%d %H:%M"),
             "hash": uuid.uuid4().hex,
         }
-        with replacing(path) as temporary:
-            torch.save(checkpoint, temporary)
+        torch.save(checkpoint, path)
 
     def shift_energies(self, shifts: Mapping[int, float]) -> None:
         if not shifts:
             return
         rescale: Any = self.module._modules["rescale_atomic_energy"]
         if isinstance(rescale, Rescale):
-            raise ConfigError(
-                f"{self.name} has one energy shift for all elements, so per-element energy "
-                "references cannot be folded into it: use --e0s keep."
-            )
+            raise without_element_shifts(self.name)
         with torch.no_grad():
             for number, shift in shifts.items():
                 rescale.shift[self._shift_index(rescale, number)] += shift
@@ -267,17 +266,3 @@ def _cast_onehot(module: Any, inputs: Any, data: Any) -> Any:
     if module.key_additional_output is not None:
         data[module.key_additional_output] = onehot
     return data
-
-
-def _checked_head(name: str, config: Mapping[str, Any], head: str | None) -> str | None:
-    heads = list(config.get(KEY.MODAL_MAP) or {}) if config.get(KEY.USE_MODALITY) else []
-    if head in heads or (head is None and not heads):
-        return head
-    if not heads:
-        raise ConfigError(f"{name} has one level of theory only: leave --head out.")
-    if head is None:
-        choice = " | ".join(heads)
-        raise ConfigError(f"{name} has several levels of theory: choose --head {choice}.")
-    raise ConfigError(
-        f"{name} has no head '{head}'.{nearest(head, heads)} It has: {', '.join(heads)}."
-    )

@@ -50,7 +50,7 @@ class Backbone(Potential):
         atoms = sum(len(species) for species, _ in batch)
         return Prediction(energies, torch.zeros(atoms, 3), None)
 
-    def save(self, path):
+    def write(self, path):
         torch.save(self.module.state_dict(), path)
 
     def shift_energies(self, shifts):

@@ -240,9 +240,9 @@ def test_energy_references_are_folded_into_the_shifts():
     before = evaluate(potential)[0]
     potential.shift_energies({1: 0.5, 8: -2.0})
     assert evaluate(potential)[0] == pytest.approx(before - 1.0)
-    with pytest.raises(ConfigError, match=r"no per-type energy shifts.*--e0s keep"):
+    with pytest.raises(ConfigError, match=r"no energy shift of each.*--e0s keep"):
         built(per_type_energy_shifts=None).shift_energies({1: 1.0})
-    with pytest.raises(ConfigError, match=r"one energy shift for all.*--e0s keep"):
+    with pytest.raises(ConfigError, match=r"no energy shift of each.*--e0s keep"):
         built(per_type_energy_shifts=-3.0).shift_energies({1: 1.0})
 
 

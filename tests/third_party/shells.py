@@ -14,9 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from e3sparse.errors import ConfigError
-from e3sparse.files import replacing
 from e3sparse.layers.layouts import Species
-from e3sparse.potentials.backends import Backend, Potential, Prediction
+from e3sparse.potentials.backends import Backend, Potential, Prediction, chosen_head
 
 FORMAT = "shells 1"
 
@@ -103,10 +102,9 @@ class ShellsPotential(Potential):
         stress = (strain + strain.mT) / (2 * batch["volume"][:, None, None])
         return Prediction(energy, forces, stress, geometry=(edges, frame[ends[0]]))
 
-    def save(self, path):
+    def write(self, path):
         made_of = json.dumps(self.module.made_of)
-        with replacing(path) as temporary:
-            save_file(self.module.state_dict(), temporary, {"format": FORMAT, "made_of": made_of})
+        save_file(self.module.state_dict(), path, {"format": FORMAT, "made_of": made_of})
 
     def shift_energies(self, shifts):
         with torch.no_grad():
@@ -131,8 +129,7 @@ class ShellsBackend(Backend):
         return path.suffix == ".shells"
 
     def load(self, model, *, device, dtype, head):
-        if head is not None:
-            raise ConfigError(f"{model} has one level of theory only: leave --head out.")
+        chosen_head(model, (), head)
         try:
             with safe_open(model, "pt") as file:
                 made_of = json.loads(file.metadata()["made_of"])
