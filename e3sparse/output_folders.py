@@ -4,6 +4,7 @@ Such a folder has a file that says so and lists what was written. Only what is o
 removed: whatever else lies in the folder is somebody's.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath, PurePosixPath
@@ -16,13 +17,22 @@ from e3sparse.files import LEFTOVERS, replacing
 
 
 class Listing(BaseModel):
-    """What the file of an output folder holds: the names that were or may be written, relative."""
+    """What the file of an output folder holds.
+
+    Attributes
+    ----------
+    files
+        Names that were or may be written, relative.
+    digests
+        SHA-256 of those that will not change any more.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
     written_by: str
     format_version: int = Field(1, ge=1)
     files: list[str] = Field(default_factory=list)
+    digests: dict[str, str] = Field(default_factory=dict)
 
 
 L = TypeVar("L", bound=Listing)
@@ -64,6 +74,31 @@ def read_listing(folder: Path, name: str, kind: type[L]) -> L | None:
                 "e3sparse. Give another --out."
             )
     return listing
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def intact(folder: Path, name: str, file: str) -> Path:
+    """Return the path of a file of an output folder, if it is what was written.
+
+    Raises
+    ------
+    ConfigError
+        If the listing knows of other contents.
+    """
+    path = folder / file
+    listing = read_listing(folder, name, Listing)
+    written = listing.digests.get(file) if listing is not None else None
+    if written is not None and path.is_file() and digest(path) != written:
+        raise ConfigError(
+            f"{path} is not what {listing.written_by if listing else 'e3sparse'} wrote: it was "
+            "changed or damaged since, or is a file of another run. Put the original back."
+        )
+    return path
 
 
 def check_output(

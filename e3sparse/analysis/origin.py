@@ -15,6 +15,8 @@ from e3sparse.training.run_folder import RunFolder
 from e3sparse.training.run_records import (
     ADAPTER,
     RESULTS,
+    adapter_of,
+    best_of,
     read_checkpoint,
     read_results,
     read_settings,
@@ -55,7 +57,7 @@ def find_origin(
             "e3sparse finetune, or an adapter folder."
         )
     is_run = (source / RUN_CONFIG).is_file()
-    folder = source / ADAPTER if is_run else source
+    folder = adapter_of(source) if is_run else source
     adapter = folder if (folder / CONFIG_NAME).is_file() else None
     if adapter is None and not is_run:
         raise ConfigError(
@@ -66,6 +68,8 @@ def find_origin(
         config = read_adapter_config(source)
         # The folder `adapter` of a run lies beside what the run recorded.
         run = source.parent if (source.parent / RUN_CONFIG).is_file() else None
+        if run is not None and source.name == ADAPTER:
+            adapter_of(run)
         settings = read_settings(run) if run else {"model": config.base_model}
         settings["method"] = config.method
     else:
@@ -96,7 +100,7 @@ def find_origin(
 
 def thresholds(origin: Origin, paths: Iterable[str]) -> dict[str, float]:
     """Read δ = sigmoid(τ) of each layer from the checkpoint of a run, without unpickling code."""
-    best = RunFolder(origin.run).best if origin.run else None
+    best = best_of(origin.run) if origin.run else None
     if origin.method != "soft_threshold" or best is None or not best.is_file():
         return {}
     state = read_checkpoint(best)["state_dict"]

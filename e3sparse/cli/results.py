@@ -34,7 +34,6 @@ def diff(
 
 def _adapter_in(folder: Path) -> Path:
     """Return the adapter folder: this one, or that of a run."""
-    from e3sparse.training.run_records import ADAPTER
+    from e3sparse.training.run_records import ADAPTER, adapter_of
 
-    inside = folder / ADAPTER
-    return inside if inside.is_dir() else folder
+    return adapter_of(folder) if (folder / ADAPTER).is_dir() else folder

@@ -10,6 +10,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from e3sparse.errors import DivergedError
 from e3sparse.files import replacing
+from e3sparse.training.run_records import RUN
 
 SCORE = "valid/score"
 
@@ -19,7 +20,16 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     Lightning writes to `$TMPDIR` and copies from there if that is another file system: a kill or a
     full disk in that moment leaves half a checkpoint.
+
+    Parameters
+    ----------
+    run
+        Name of the run, for `RunFolder` to know its own checkpoints by.
     """
+
+    def __init__(self, run: str | None) -> None:
+        super().__init__()
+        self._run = run
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -27,7 +37,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write to a temporary name and rename; `last.ckpt` becomes `last.previous.ckpt`."""
         path = Path(path)
         with replacing(path) as temporary:
-            torch.save(checkpoint, temporary)
+            torch.save({**checkpoint, RUN: self._run}, temporary)
             if path.name == "last.ckpt" and path.exists():
                 path.replace(path.with_name("last.previous.ckpt"))
 

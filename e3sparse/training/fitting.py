@@ -64,7 +64,7 @@ def fit(
             log_every_n_steps=1,
             logger=CSVLogger(folder.path, name="logs"),
             callbacks=callbacks,
-            plugins=[WholeCheckpoints()],
+            plugins=[WholeCheckpoints(folder.listing().run)],
             enable_model_summary=False,
             use_distributed_sampler=False,
         )

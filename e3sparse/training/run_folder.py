@@ -4,7 +4,7 @@ A new run of a folder that holds an older one is written beside it, and takes it
 finished: what goes wrong before leaves the older one as it was.
 """
 
-import hashlib
+import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +17,7 @@ from e3sparse.files import LEFTOVERS
 from e3sparse.output_folders import (
     Listing,
     check_output,
+    digest,
     exchange,
     read_listing,
     remove_listed,
@@ -27,14 +28,15 @@ from e3sparse.training.run_records import (
     BEST,
     CHECKPOINTS,
     CONFIG,
+    LISTING,
     METRICS,
     RESULTS,
+    RUN,
     SPINS,
     read_checkpoint,
     resume_command,
 )
 
-LISTING = "e3sparse-run.json"
 LAST, _BEFORE = "last.ckpt", "last.previous.ckpt"
 _FIXED = (
     *(CONFIG, RESULTS, METRICS, "results.csv", "versions.json"),
@@ -51,6 +53,8 @@ class RunListing(Listing):
 
     Attributes
     ----------
+    run
+        Name of the run, which its checkpoints carry.
     inputs
         SHA-256 of each file that was read, by what it was read as.
     base
@@ -64,6 +68,7 @@ class RunListing(Listing):
     """
 
     written_by: str = "e3sparse finetune"
+    run: str | None = None
     inputs: dict[str, str] = Field(default_factory=dict)
     base: str | None = None
     references: dict[int, float] | None = None
@@ -155,7 +160,8 @@ class RunFolder:
         if begun is not None:
             remove_listed(self.path, LISTING, begun)
         files = [*_FIXED, f"model{suffix}", *_logs(0)]
-        self._write(RunListing(files=files, inputs=dict(inputs), base=base))
+        run = uuid.uuid4().hex
+        self._write(RunListing(run=run, files=files, inputs=dict(inputs), base=base))
 
     def listing(self) -> RunListing:
         """Return what the folder says of the run."""
@@ -169,7 +175,7 @@ class RunFolder:
 
     def remember_settings(self) -> None:
         """Record the contents of `config.yaml`, which a run that goes on is read from."""
-        self._write(self.listing().model_copy(update={"settings": _digest(self.path / CONFIG)}))
+        self._write(self.listing().model_copy(update={"settings": digest(self.path / CONFIG)}))
 
     def go_on(self, *, base: str, inputs: Mapping[str, str]) -> None:
         """Make ready to go on.
@@ -184,7 +190,7 @@ class RunFolder:
         other = [name for name in listing.inputs if inputs.get(name) != listing.inputs[name]]
         if listing.base is not None and listing.base != base and "model" not in other:
             other.append("model")
-        if listing.settings is not None and listing.settings != _digest(self.path / CONFIG):
+        if listing.settings is not None and listing.settings != digest(self.path / CONFIG):
             other.append(CONFIG)
         if other:
             raise ConfigError(
@@ -204,7 +210,9 @@ class RunFolder:
         """Mark the run as finished, and put it in the place of an older one."""
         listing = self.listing()
         there = [file for file in listing.files if (self.path / file).is_file()]
-        self._write(listing.model_copy(update={"finished": True, "files": there}))
+        digests = {file: digest(self.path / file) for file in there}
+        update = {"finished": True, "files": there, "digests": digests}
+        self._write(listing.model_copy(update=update))
         if self.path != self.out:
             exchange(self.path, self.out, LISTING)
             self.path = self.out
@@ -237,17 +245,20 @@ class RunFolder:
         """
         there = [self.checkpoints / name for name in (LAST, _BEFORE)]
         there = [path for path in there if path.exists()]
+        listing = read_listing(self.path, LISTING, RunListing)
+        run = None if listing is None else listing.run
         for path in there:
             try:
-                read_checkpoint(path)
+                if read_checkpoint(path).get(RUN) not in (run, None):
+                    raise ConfigError(f"{path} is a checkpoint of another run.")
             except ConfigError as error:
                 warnings.warn(f"{error} The one before it is taken.", stacklevel=2)
                 continue
             return path
         if there:
             raise ConfigError(
-                f"The checkpoints in {self.checkpoints} are damaged, so the run cannot go on: "
-                "begin it anew with --overwrite."
+                f"No checkpoint in {self.checkpoints} is whole and of this run, so it cannot go "
+                "on: begin it anew with --overwrite."
             )
         return None
 
@@ -292,9 +303,4 @@ def _number(log: Path) -> int:
 
 def digests(inputs: Mapping[str, Path]) -> dict[str, str]:
     """Return the SHA-256 of each file, by its flag without dashes."""
-    return {flag.lstrip("-"): _digest(path) for flag, path in inputs.items()}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {flag.lstrip("-"): digest(path) for flag, path in inputs.items()}

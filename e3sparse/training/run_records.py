@@ -8,11 +8,16 @@ from typing import Any
 import torch
 import yaml
 
+from e3sparse.adapter.config import CONFIG_NAME, TENSORS_NAME
 from e3sparse.errors import ConfigError
+from e3sparse.output_folders import intact
 
 CONFIG, RESULTS, METRICS = "config.yaml", "results.json", "metrics.csv"
 ADAPTER, SPINS = "adapter", "spins"
 CHECKPOINTS, BEST = "checkpoints", "best.ckpt"
+LISTING = "e3sparse-run.json"
+RUN = "e3sparse_run"
+"""Key of a checkpoint: the name of the run that it belongs to."""
 
 
 def resume_command(out: Path) -> str:
@@ -39,15 +44,40 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return checkpoint
 
 
+def adapter_of(run: Path) -> Path:
+    """Return the adapter folder of a run.
+
+    Raises
+    ------
+    ConfigError
+        If a file in it is not what the run wrote.
+    """
+    folder = run / ADAPTER
+    for name in (CONFIG_NAME, TENSORS_NAME):
+        intact(run, LISTING, f"{ADAPTER}/{name}")
+    return folder
+
+
+def best_of(run: Path) -> Path:
+    """Return the checkpoint of a run's best validation.
+
+    Raises
+    ------
+    ConfigError
+        If it is not what the run wrote.
+    """
+    return intact(run, LISTING, f"{CHECKPOINTS}/{BEST}")
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """Read the settings of a run.
 
     Raises
     ------
     ConfigError
-        If they are missing or damaged.
+        If they are missing, damaged, or not what the run wrote.
     """
-    path = folder / CONFIG
+    path = intact(folder, LISTING, CONFIG)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -65,9 +95,9 @@ def read_results(folder: Path) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        If the run has not finished, or the file is damaged.
+        If the run has not finished, or the file is damaged or not what the run wrote.
     """
-    path = folder / RESULTS
+    path = intact(folder, LISTING, RESULTS)
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

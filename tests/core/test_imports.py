@@ -13,6 +13,7 @@ import e3sparse
 from e3sparse.moved import MOVED
 
 PACKAGE = Path(e3sparse.__file__).parent
+pytestmark = pytest.mark.any_e3nn
 FRAMEWORKS = {"mace", "nequip", "allegro", "sevenn"}
 
 BASE = "errors files output_folders version"

@@ -1,5 +1,7 @@
 """A run's folder from its beginning to its end, without a training in between."""
 
+import json
+
 import pytest
 
 pytest.importorskip("pandas")
@@ -7,6 +9,7 @@ pytest.importorskip("pandas")
 from e3sparse.errors import ConfigError
 from e3sparse.output_folders import exchange
 from e3sparse.training.run_folder import LISTING, RunFolder
+from e3sparse.training.run_records import adapter_of, best_of, read_results, read_settings
 
 pytestmark = pytest.mark.any_e3nn
 
@@ -102,3 +105,53 @@ def test_damaged_logs_are_named_before_the_training(text, tmp_path):
 def test_a_log_that_was_never_written_is_no_obstacle(tmp_path):
     log_of(begun(tmp_path / "run"), b"")
     assert go_on(tmp_path / "run").metrics().empty
+
+
+FILES = {
+    "config.yaml": b"method: budget\n",
+    "results.json": json.dumps(
+        {
+            "errors": {
+                when: {"energy_mae": 1, "forces_mae": 2} for when in ("valid before", "valid after")
+            }
+        }
+    ).encode(),
+    "checkpoints/best.ckpt": b"a",
+    "adapter/adapter_config.json": b"b",
+    "adapter/adapter_model.safetensors": b"c",
+}
+READERS = {
+    "config.yaml": read_settings,
+    "results.json": read_results,
+    "checkpoints/best.ckpt": best_of,
+    "adapter/adapter_config.json": adapter_of,
+    "adapter/adapter_model.safetensors": adapter_of,
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_a_finished_run_wrote_is_known(file, tmp_path):
+    folder = begun(tmp_path / "run")
+    for name, content in FILES.items():
+        (folder.path / name).parent.mkdir(exist_ok=True)
+        (folder.path / name).write_bytes(content)
+    folder.finish()
+    for read in READERS.values():
+        read(folder.path)
+    (folder.path / file).write_bytes(FILES[file] + b" ")
+    for read in set(READERS.values()):
+        if read == READERS[file]:
+            with pytest.raises(ConfigError, match=rf"{file} is not what e3sparse finetune wrote"):
+                read(folder.path)
+        else:
+            read(folder.path)
+
+
+def test_runs_of_before_digests_were_recorded_are_read(tmp_path):
+    folder = begun(tmp_path / "run")
+    (folder.path / "config.yaml").write_bytes(FILES["config.yaml"])
+    folder.finish()
+    path = folder.path / LISTING
+    path.write_text(path.read_text().replace('"digests"', '"unknown"'))
+    (folder.path / "config.yaml").write_text("method: dense\n")
+    assert read_settings(folder.path) == {"method": "dense"}

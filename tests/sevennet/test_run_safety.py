@@ -207,6 +207,18 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(damage, project, monkeypatch, 
     assert steps.tolist() == list(range(9))
 
 
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(project, monkeypatch, capsys):
+    for out in ("run", "other"):
+        patched = stopped_at(monkeypatch, 5, KeyboardInterrupt())
+        with pytest.raises(Interrupted):
+            finetune(settings(max_steps=9, out=out))
+        patched.__exit__(None, None, None)
+    mine, others = (RunFolder(project / out).checkpoints / "last.ckpt" for out in ("run", "other"))
+    mine.write_bytes(others.read_bytes())
+    finetune(settings(max_steps=9), resume=True)
+    assert "is a checkpoint of another run" in " ".join(capsys.readouterr().out.split())
+
+
 def test_all_checkpoints_damaged(project, monkeypatch):
     patched = stopped_at(monkeypatch, 5, KeyboardInterrupt())
     with pytest.raises(Interrupted):
@@ -214,7 +226,7 @@ def test_all_checkpoints_damaged(project, monkeypatch):
     patched.__exit__(None, None, None)
     for path in RunFolder(project / "run").checkpoints.glob("last*"):
         path.write_bytes(b"PK")
-    with pytest.raises(ConfigError, match="are damaged"):
+    with pytest.raises(ConfigError, match="is whole and of this run"):
         finetune(settings(max_steps=9), resume=True)
 
 

@@ -29,11 +29,12 @@ def test_every_check_has_a_control():
 
 
 SMALL = {"examples": 10, "max_atoms": 14}
-
-
-@pytest.mark.parametrize(
+SIZES = pytest.mark.parametrize(
     "size", [SMALL, pytest.param({}, marks=pytest.mark.nightly)], ids=["small", "full"]
 )
+
+
+@SIZES
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda cls: cls.__name__)
 def test_the_check_that_is_meant_catches_it_first(control, size):
     failed = next(result for result in symmetry.run(toy(control), **size) if not result.ok)
@@ -46,10 +47,11 @@ def test_the_check_that_is_meant_catches_it_first(control, size):
             assert len(value) <= 12
 
 
+@SIZES
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda cls: cls.__name__)
-def test_a_healthy_twin_passes_that_check(control):
+def test_a_healthy_twin_passes_that_check(control, size):
     healthy = toy(magnetic=control in MAGNETIC)
-    symmetry.asserting(CHECKS[CONTROLS[control]])(healthy)
+    symmetry.asserting(CHECKS[CONTROLS[control]])(healthy, **size)
 
 
 def test_a_counterexample_fails_again():
