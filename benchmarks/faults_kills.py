@@ -204,7 +204,7 @@ class Kills:
             temporary = folder / "temporary"
             temporary.mkdir()
             process = subprocess.Popen(
-                [sys.executable, "-c", "from e3sparse.cli import main; main()", *arguments],
+                [sys.executable, "-c", "from e3sparse.__main__ import main; main()", *arguments],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-pytest.register_assert_rewrite("device_runs", "potentials", "replayed")
+pytest.register_assert_rewrite("device_runs", "hostile_models", "potentials", "replayed")
 
 # e3nn 0.4.4 loads a file of constants with `weights_only`, which refuses the slices in it.
 torch.serialization.add_safe_globals([slice])

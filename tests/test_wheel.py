@@ -107,7 +107,9 @@ def test_what_is_installed_fine_tunes_and_reports(installed, tmp_path):
     """Two steps of the sample data, from the wheel's own files."""
     pytest.importorskip("sevenn")
     sample = installed / SAMPLE
-    shell = "import e3sparse, sys; from e3sparse.cli import main; print(e3sparse.__file__); main()"
+    shell = (
+        "import e3sparse, sys; from e3sparse.__main__ import main; print(e3sparse.__file__); main()"
+    )
     environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
 
     def run(*args):

@@ -59,10 +59,11 @@ def evaluate(
     Isolated atoms, which have no forces, are left out.
     """
     from e3sparse.files import replacing
-    from e3sparse.frames.evaluation import error_table, errors, predict
+    from e3sparse.frames.evaluation import error_table, errors
     from e3sparse.frames.reading import LabelKeys, read_file
     from e3sparse.frames.references import fit_references
     from e3sparse.training.plausibility import faulty_frames, other_units, said
+    from e3sparse.training.waiting import announce, predict_with_bar
 
     if e0s not in ("keep", "fit"):
         raise ConfigError(f"--e0s is 'keep' or 'fit', not '{e0s}'.")
@@ -83,6 +84,7 @@ def evaluate(
     keys = LabelKeys(**{k: v for k, v in given.items() if v is not None})
     rows = {}
     for path in data:
+        announce(path, out)
         frames, isolated, notes = read_file(
             path,
             keys,
@@ -93,7 +95,7 @@ def evaluate(
         )
         if isolated:
             notes.append(f"Isolated atoms in {path}: left out")
-        predicted = predict(potential, frames)
+        predicted = predict_with_bar(potential, frames, f"Evaluating {path}", out)
         faults = faulty_frames(frames, predicted)
         if faults:
             fate = "Left out" if skip_faulty else "Frames that are nothing like the rest"

@@ -1,6 +1,6 @@
 """Errors of a potential on labelled frames."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -62,13 +62,31 @@ class Predictions:
         return Predictions(**record_values(some | {"energy": self.energy[list(numbers)]}))
 
 
-def predict(potential: Potential, frames: Sequence[Frame], batch_size: int = 16) -> Predictions:
-    """Evaluate a potential on frames, labels unused."""
+def predict(
+    potential: Potential,
+    frames: Sequence[Frame],
+    batch_size: int = 16,
+    *,
+    done: Callable[[int], object] | None = None,
+) -> Predictions:
+    """Evaluate a potential on frames, labels unused.
+
+    Parameters
+    ----------
+    potential, frames
+        What is evaluated on what.
+    batch_size
+        Frames at a time.
+    done
+        Is told after each batch how many frames were in it.
+    """
     potential.module.eval()
     found: list[dict[str, Array]] = []
     for batch in loader(FrameDataset(frames, potential, {}), potential, batch_size):
         out = potential.forward(batch.inputs.to(potential.device))
         found += by_structure(out, batch.atoms.tolist())
+        if done is not None:
+            done(len(batch.atoms))
     values: dict[str, Any] = {name: [of.get(name) for of in found] for name in QUANTITIES}
     return Predictions(**record_values(values | {"energy": np.array(values["energy"])}))
 

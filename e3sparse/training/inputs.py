@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from e3sparse.errors import DataError
 from e3sparse.frames.on_disk import read_set, take
 from e3sparse.frames.reading import Frame
 from e3sparse.potentials.backends import Potential, load_potential
 from e3sparse.training.config import FinetuneConfig
+from e3sparse.training.waiting import announce
 
 
 class Inputs(NamedTuple):
@@ -35,8 +37,8 @@ class Inputs(NamedTuple):
     notes: list[str]
 
 
-def load_inputs(config: FinetuneConfig) -> Inputs:
-    """Load the model and read every file.
+def load_inputs(config: FinetuneConfig, console: Console) -> Inputs:
+    """Load the model and read every file; the console is told of large ones.
 
     Raises
     ------
@@ -44,6 +46,7 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
         As `load_potential` and `read_file` do, if a file has no forces and that was not asked for,
         or if too few frames are left to hold some out.
     """
+    announce(config.model, console)
     potential = load_potential(
         config.model,
         backend=config.backend,
@@ -57,6 +60,7 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
     notes: list[str] = []
 
     def read(name: str, path: Path) -> Sequence[Frame]:
+        announce(path, console)
         frames, isolated[name], said = read_set(
             path,
             config.keys,

@@ -13,7 +13,7 @@ from e3sparse.adapter.fingerprint import fingerprint
 from e3sparse.adapter.handle import Adapter
 from e3sparse.errors import DivergedError, Interrupted
 from e3sparse.frames.batches import FrameDataset, loader
-from e3sparse.frames.evaluation import by_kind, error_table, errors, predict, setback
+from e3sparse.frames.evaluation import Predictions, by_kind, error_table, errors, setback
 from e3sparse.frames.on_disk import facts_of, sample, without
 from e3sparse.frames.reading import Frame
 from e3sparse.potentials.backends import Potential
@@ -37,6 +37,7 @@ from e3sparse.training.run_records import ADAPTER, SPINS
 from e3sparse.training.run_results import write_config, write_figures, write_results
 from e3sparse.training.scrutiny import examined, what_was_read
 from e3sparse.training.spin_layers import with_spin_layers
+from e3sparse.training.waiting import predict_with_bar
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def finetune(
             overwrite=overwrite or dry_run,
         )
     made_of = digests(config.files())
-    potential, splits, isolated, notes = load_inputs(config)
+    potential, splits, isolated, notes = load_inputs(config, console)
     base = fingerprint(potential.module)
     if resume:
         folder.go_on(base=base, inputs=made_of)
@@ -122,7 +123,7 @@ def finetune(
                 "frames, drawn at random; units, faults, references and errors are of these."
             )
     to_replay = replay_frames(config, potential, console) if config.replay else None
-    before = {name: predict(potential, frames) for name, frames in looked_at.items()}
+    before = _predicted(potential, looked_at, console)
     if config.method != "scratch":
         asked = looked_at
         looked_at, before = examined(config, looked_at, before, console)
@@ -205,7 +206,7 @@ def finetune(
             console.print(f"The earlier run in {folder.out} is as it was.", markup=False)
         raise
 
-    after = {name: predict(potential, frames) for name, frames in looked_at.items()}
+    after = _predicted(potential, looked_at, console)
     shifts = shifts_after(config, looked_at["train"], after["train"], references, isolated["train"])
     if shifts:
         unshifted = errors(looked_at["train"], after["train"], references)
@@ -248,6 +249,15 @@ def finetune(
         _save_spin_layers(folder.path, potential, splits["train"])
     folder.finish()
     return RunResult(folder.out, table, adapter)
+
+
+def _predicted(
+    potential: Potential, splits: Mapping[str, Sequence[Frame]], console: Console
+) -> dict[str, Predictions]:
+    return {
+        name: predict_with_bar(potential, frames, f"Evaluating {name}", console)
+        for name, frames in splits.items()
+    }
 
 
 def _checkpoint(folder: RunFolder, console: Console) -> Path | None:

@@ -39,6 +39,7 @@ from e3sparse.potentials.backends import (
 )
 from e3sparse.potentials.converted import Converted
 from e3sparse_sevennet.forms import LIBRARIES, convert
+from e3sparse_sevennet.reading import plain_data_first
 
 # SevenNet writes xx, yy, zz, xy, yz, zx.
 _TO_MATRIX = torch.tensor([[0, 3, 5], [3, 1, 4], [5, 4, 2]])
@@ -230,7 +231,7 @@ class SevenNetBackend(Backend):
                 f"{nearest(model, self.model_names())} Names: {', '.join(self.model_names())}."
             )
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), plain_data_first():
                 warnings.simplefilter("ignore")
                 checkpoint = sevenn.util.load_checkpoint(model)
                 if not checkpoint.config or not checkpoint.model_state_dict:

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "training": f"{CORE} potentials frames magnetism",
     "analysis": f"{CORE} potentials frames training",
     "cli": f"{CORE} potentials frames magnetism symmetry datasets training analysis",
+    "__main__": "cli",
 }
 """Each package, or module beside them, and what it may import; `e3sparse` itself imports lazily."""
 
@@ -98,7 +99,7 @@ def test_a_module_imports_what_its_package_may(file):
 
 def test_packages_are_in_one_line():
     order = TopologicalSorter({name: may.split() for name, may in MAY_IMPORT.items()})
-    assert list(order.static_order())[-1] == "cli"
+    assert list(order.static_order())[-2:] == ["cli", "__main__"]
 
 
 def module_graph(sources):

@@ -4,14 +4,20 @@ import errno
 import json
 import re
 import shutil
+from io import StringIO
 
 import ase.io
 import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from sample_frames import isolated, labelled, with_isolated
+from support import load
 from tolerances import close
+
+from e3sparse.frames.reading import LabelKeys, read_frames
+from e3sparse.training import waiting
 
 
 @pytest.fixture
@@ -138,6 +144,29 @@ def test_evaluate_leaves_isolated_atoms_out(run, tiny_checkpoint, data_files, tm
     assert out.count(": left out") == 1
     found = json.loads((tmp_path / "e.json").read_text())
     assert found[str(both[0])] == found[str(both[1])]
+
+
+def test_large_files_are_announced(run, tiny_checkpoint, data_files, monkeypatch):
+    command = ["evaluate", tiny_checkpoint, "--data", data_files["test"]]
+    assert "Reading" not in run(*command)[1]
+    monkeypatch.setattr(waiting, "LARGE", 1000)
+    assert f"Reading {data_files['test']} (0 MB) …" in run(*command)[1]
+
+
+def test_a_bar_counts_the_frames_that_are_evaluated(tiny_checkpoint, data_files):
+    shown = StringIO()
+    console = Console(file=shown, force_terminal=True, width=200)
+    potential = load(tiny_checkpoint)
+    frames = read_frames(
+        data_files["test"], LabelKeys(), known=potential.species.numbers, cutoff=4.0
+    )
+    found = waiting.predict_with_bar(potential, frames, "Evaluating test", console)
+    assert len(found.energy) == len(frames)
+    assert "Evaluating test" in shown.getvalue()
+    assert "100%" in shown.getvalue()
+    piped = StringIO()
+    waiting.predict_with_bar(potential, frames, "Evaluating test", Console(file=piped))
+    assert piped.getvalue() == ""
 
 
 def test_the_keys_that_are_there_are_named(finetune, tmp_path):

@@ -6,19 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hostile_models import NAMES, Touches, commands
 
 from e3sparse.errors import ConfigError
 from e3sparse.potentials.backends import load_potential
-
-
-class Touches:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return eval, (f"__import__('pathlib').Path({str(self.path)!r}).touch()",)
 
 
 @pytest.fixture
@@ -28,20 +19,6 @@ def hostile(tiny_checkpoint, tmp_path):
     path, marker = tmp_path / "hostile.pth", tmp_path / "marker"
     torch.save(checkpoint | {"hash": Touches(marker)}, path)
     return path, marker
-
-
-def commands(model, data, folder):
-    return {
-        "inspect": ["inspect", model],
-        "evaluate": ["evaluate", model, "--data", data["test"]],
-        "check": ["check", model, "--examples", "1", "--max-atoms", "2"],
-        "merge": ["merge", model, "--adapter", folder, "--out", folder / "merged.pth"],
-        "finetune": ["finetune", "--model", model, "--train", data["train"], "--out", folder],
-        "report": ["report", folder, "--base", model],
-    }
-
-
-NAMES = ("inspect", "evaluate", "check", "merge", "finetune", "report")
 
 
 @pytest.mark.parametrize("command", NAMES)
@@ -71,6 +48,33 @@ def test_a_file_that_is_trusted_is_loaded(hostile, run):
     assert not marker.exists()
     load_potential(str(path), trust=True)
     assert marker.exists()
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What torch was asked to read with `weights_only`, call by call."""
+    calls = []
+    honest = torch.load
+
+    def load(path, **options):
+        calls.append(options["weights_only"])
+        return honest(path, **options)
+
+    monkeypatch.setattr(torch, "load", load)
+    return calls
+
+
+def test_published_models_are_read_as_tensors_and_plain_data(asked):
+    load_potential("7net-0")
+    assert asked == [True]
+
+
+def test_other_content_that_passes_the_look_is_read_too(tiny_checkpoint, tmp_path, asked):
+    checkpoint = torch.load(tiny_checkpoint, weights_only=False)
+    torch.save(checkpoint | {"hash": Path("somewhere")}, tmp_path / "model.pth")
+    asked.clear()
+    load_potential(str(tmp_path / "model.pth"))
+    assert asked == [True, False]
 
 
 def test_a_base_model_that_a_folder_brings_along_is_not_run(hostile, run, trained_folder, tmp_path):
