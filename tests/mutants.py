@@ -610,6 +610,55 @@ MUTANTS = (
         "islice(super().__iter__(), 0, None)",
         "tests/sevennet/test_training.py",
     ),
+    Mutant(
+        "let a model file call what it may only name",
+        f"{CORE}/potentials/trust.py",
+        'if module == "numpy" or name in found.called:',
+        'if module == "numpy":',
+        "tests/core/test_trust.py",
+    ),
+    Mutant(
+        "take any code of a graph for arithmetic",
+        f"{CORE}/potentials/trust.py",
+        "for s in found.sources if not _arithmetic(s)]",
+        "for s in found.sources if not s]",
+        "tests/core/test_trust.py",
+    ),
+    Mutant(
+        "do not look at the files that a config names",
+        f"{CORE}/potentials/trust.py",
+        "for other in sorted(found.files):",
+        "for other in ():",
+        "tests/core/test_trust.py",
+    ),
+    Mutant(
+        "read SevenNet files as any pickle",
+        f"{SEVENNET}/reading.py",
+        'options | {"weights_only": True}',
+        "options",
+        "tests/sevennet/test_hostile_models.py",
+    ),
+    Mutant(
+        "take any file for what a run wrote",
+        f"{CORE}/output_folders.py",
+        "and digest(path) != written:",
+        "and digest(path) == '':",
+        "tests/core/test_run_folder.py",
+    ),
+    Mutant(
+        "go on with the checkpoint of another run",
+        f"{CORE}/training/run_folder.py",
+        "if run is not None and checkpoint.get(RUN) != run:",
+        "if run is not None and RUN not in checkpoint:",
+        "tests/sevennet/test_run_safety.py tests/core/test_run_folder.py",
+    ),
+    Mutant(
+        "let an import see the signal that stops it",
+        f"{CORE}/__main__.py",
+        "os._exit(128 + number)",
+        "raise SystemExit(number)",
+        "tests/core/test_ending.py",
+    ),
 )
 
 

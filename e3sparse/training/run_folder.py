@@ -249,7 +249,8 @@ class RunFolder:
         run = None if listing is None else listing.run
         for path in there:
             try:
-                if read_checkpoint(path).get(RUN) not in (run, None):
+                checkpoint = read_checkpoint(path)
+                if run is not None and checkpoint.get(RUN) != run:
                     raise ConfigError(f"{path} is a checkpoint of another run.")
             except ConfigError as error:
                 warnings.warn(f"{error} The one before it is taken.", stacklevel=2)
