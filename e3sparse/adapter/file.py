@@ -16,6 +16,7 @@ from e3sparse.adapter.belonging import matching_layouts
 from e3sparse.adapter.config import ADAPTER_FOLDER, CONFIG_NAME, TENSORS_NAME
 from e3sparse.adapter.encoding import checked_entries, decode
 from e3sparse.adapter.handle import Adapter
+from e3sparse.adapter.hub import local_folder
 from e3sparse.adapter.patching import install, unwrapped
 from e3sparse.adapter.saving import STATISTICS
 from e3sparse.adapter.statistics import statistics
@@ -43,7 +44,7 @@ def load(
     model
         The base model that the adapter was trained on, with or without other adapters.
     directory
-        An adapter folder.
+        An adapter folder, or `"hf://org/name"`; see `e3sparse.adapter.hub`.
     name
         Name to give it on this model.
     trainable
@@ -58,7 +59,7 @@ def load(
         other weights, buffers such as atomic energies, or numbers such as a cutoff); nothing has
         been changed then.
     """
-    directory, model = Path(directory), unwrapped(model)
+    directory, model = local_folder(directory), unwrapped(model)
     config, tensors = ADAPTER_FOLDER.read(directory)
     layouts = matching_layouts(model, config, species, constants)
     deltas: dict[str, Delta] = {}
@@ -108,7 +109,7 @@ def read_values(directory: str | Path) -> dict[str, Tensor]:
     AdapterFileError
         If the folder is not an adapter, or is not as it was written.
     """
-    config, tensors = ADAPTER_FOLDER.read(Path(directory))
+    config, tensors = ADAPTER_FOLDER.read(local_folder(directory))
     found = {}
     for path, entry in config.layers.items():
         numel = prod(entry.shape)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from e3sparse.adapter.card import write_card
+from e3sparse.adapter.hub import upload
 from e3sparse.adapter.saving import save
 from e3sparse.adapter.sparsity import LayerRow, Sparsity, Summary
 from e3sparse.adapter.state import Record, State
@@ -342,8 +343,20 @@ class Adapter:
         self._state.forget(self.model, self.name)
         return self.model
 
-    def save_pretrained(self, directory: str | Path, **metadata: Any) -> Path:
-        """Write the adapter folder and its model card; see `saving.save` for the metadata."""
+    def save_pretrained(
+        self, directory: str | Path, *, push_to_hub: str | None = None, **metadata: Any
+    ) -> Path:
+        """Write the adapter folder and its model card, and upload it if that is asked for.
+
+        Parameters
+        ----------
+        directory
+            Made if it does not exist.
+        push_to_hub
+            `"org/name"` on the Hugging Face Hub; see `e3sparse.adapter.hub.upload`.
+        **metadata
+            As of `e3sparse.adapter.saving.save`.
+        """
         self.notice_moved_buffers("a model that this adapter is loaded onto will differ")
         folder = save(
             Path(directory),
@@ -355,4 +368,6 @@ class Adapter:
             **metadata,
         )
         write_card(folder)
+        if push_to_hub is not None:
+            upload(folder, push_to_hub)
         return folder

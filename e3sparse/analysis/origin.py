@@ -10,6 +10,7 @@ from ase.data import chemical_symbols
 
 from e3sparse.adapter.config import CONFIG_NAME
 from e3sparse.adapter.config import read_config as read_adapter_config
+from e3sparse.adapter.hub import local_folder
 from e3sparse.errors import ConfigError, nearest
 from e3sparse.training.run_folder import RunFolder
 from e3sparse.training.run_records import (
@@ -50,6 +51,7 @@ def find_origin(
     ConfigError
         If it is neither a run nor an adapter folder, its run did not finish, or it has no base.
     """
+    source = local_folder(source)
     if not source.is_dir():
         there = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
         raise ConfigError(

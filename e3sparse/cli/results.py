@@ -34,6 +34,8 @@ def diff(
 
 def _adapter_in(folder: Path) -> Path:
     """Return the adapter folder: this one, or that of a run."""
+    from e3sparse.adapter.hub import local_folder
     from e3sparse.training.run_records import ADAPTER, adapter_of
 
+    folder = local_folder(folder)
     return adapter_of(folder) if (folder / ADAPTER).is_dir() else folder

@@ -43,6 +43,7 @@ BEGINS = {
     "torch": "layers deltas adapter potentials frames magnetism symmetry training analysis cli",
     "e3nn": "layers adapter magnetism symmetry",
     "safetensors": "adapter",
+    "huggingface_hub": "adapter",
     "ase": "potentials frames magnetism symmetry datasets training analysis cli",
     "lightning": "training",
     "schedulefree": "training",
