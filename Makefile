@@ -8,9 +8,6 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore
 PARALLEL := -n 2 --dist worksteal
 QUICK := not slow and not nightly
 NIGHT := -m 'nightly or hypothesis' --hypothesis-profile nightly
-SAMPLE := e3sparse/sample_data/malonaldehyde
-DEMO := --model 7net-0 --train $(SAMPLE)/train.xyz --valid $(SAMPLE)/valid.xyz \
-        --test $(SAMPLE)/test.xyz --epochs 16 --batch-size 5 --valid-every 4 --device cpu
 
 .PHONY: demo test test-slow test-nightly mutants lint clean
 
@@ -35,11 +32,7 @@ DEMO := --model 7net-0 --train $(SAMPLE)/train.xyz --valid $(SAMPLE)/valid.xyz \
 
 # Nine atoms do not feed two threads.
 demo: .venv/ready
-	OMP_NUM_THREADS=1 .venv/bin/e3sparse finetune $(DEMO) --method full --out runs/demo-full --overwrite
-	OMP_NUM_THREADS=1 .venv/bin/e3sparse finetune $(DEMO) --method budget --target-sparsity 0.97 \
-	    --out runs/demo --overwrite
-	.venv/bin/e3sparse compare runs/demo-full runs/demo
-	ls -l runs/demo/adapter runs/demo/model.pth
+	OMP_NUM_THREADS=1 .venv/bin/e3sparse demo --out runs/demo --overwrite
 
 lint: .venv/ready
 	.venv/bin/ruff check .

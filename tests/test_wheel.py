@@ -130,6 +130,8 @@ def test_what_is_installed_fine_tunes_and_reports(installed, tmp_path):
     )
     run("report", "run", "--out", "report")
     assert (tmp_path / "report" / "index.html").stat().st_size > 10_000
+    run("demo", "--epochs", 1)
+    assert (tmp_path / "e3sparse-demo" / "report" / "index.html").is_file()
 
 
 def test_the_plugin_is_found_by_pytest(installed, tmp_path):

@@ -8,6 +8,7 @@ import typer
 from e3sparse.cli.check import check
 from e3sparse.cli.commands import add_command, installed_commands
 from e3sparse.cli.convert import convert
+from e3sparse.cli.demo import demo
 from e3sparse.cli.ending import ended_well
 from e3sparse.cli.finetune import finetune
 from e3sparse.cli.models import evaluate, inspect, merge
@@ -39,7 +40,7 @@ def _application(
     pass
 
 
-for command in (finetune, evaluate, check, merge, inspect, compare, report, convert):
+for command in (finetune, evaluate, check, merge, inspect, compare, report, convert, demo):
     app.command()(command)
 adapters_app = typer.Typer(help="Look at saved adapters.", no_args_is_help=True)
 adapters_app.command("diff")(diff)

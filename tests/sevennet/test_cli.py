@@ -4,7 +4,9 @@ import errno
 import json
 import re
 import shutil
+from importlib import import_module
 from io import StringIO
+from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -15,9 +17,13 @@ from rich.console import Console
 from sample_frames import isolated, labelled, with_isolated
 from support import load
 from tolerances import close
+from typer.main import get_command
 
+from e3sparse.cli import app
 from e3sparse.frames.reading import LabelKeys, read_frames
 from e3sparse.training import waiting
+
+demo = import_module("e3sparse.cli.demo")  # the package has the function under this name
 
 
 @pytest.fixture
@@ -387,3 +393,29 @@ def test_help_names_every_command(run):
     assert code == 0
     for command in ("finetune", "evaluate", "merge", "inspect", "compare", "adapters"):
         assert command in out
+
+
+def test_the_demo_prints_each_command_and_runs_it(run, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "commands", lambda *a: [["inspect", str(tiny_checkpoint)]] * 2)
+    code, printed, _ = run("demo", "--out", tmp_path)
+    assert code == 0
+    assert printed.count(f"$ e3sparse inspect {tiny_checkpoint}") == 2
+    assert printed.count("onehot_to_feature_x") == 2
+
+
+def test_the_demo_stops_at_what_goes_wrong(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "commands", lambda *a: [["inspect", "no-such-model"]] * 2)
+    code, printed, complaint = run("demo", "--out", tmp_path)
+    assert code == 2
+    assert printed.count("$ e3sparse inspect no-such-model") == 1
+    assert "no-such-model" in complaint
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_commands_of_the_demo_are_such(overwrite, tmp_path):
+    root = get_command(app)
+    for name, *arguments in demo.commands(tmp_path, 3, overwrite):
+        given = root.commands[name].make_context(name, list(arguments)).params
+        assert bool(given.get("overwrite")) == (overwrite and name != "compare")
+        for argument in arguments:
+            assert not argument.endswith(".xyz") or Path(argument).is_file()
