@@ -53,6 +53,8 @@ def read_listing(folder: Path, name: str, kind: type[L]) -> L | None:
         If the file is damaged, or lists what is not in the folder.
     """
     path = folder / name
+    if path.exists() and not path.is_file():  # to read from a pipe is to wait for somebody
+        raise ConfigError(f"{path} is no file. Put the original back, or give another folder.")
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -88,12 +90,14 @@ def intact(folder: Path, name: str, file: str) -> Path:
     Raises
     ------
     ConfigError
-        If the listing knows of other contents.
+        If the listing knows of other contents, or it is no file.
     """
     path = folder / file
     listing = read_listing(folder, name, Listing)
     written = listing.digests.get(file) if listing is not None else None
-    if written is not None and path.is_file() and digest(path) != written:
+    if not path.is_file() and (written is not None or path.exists()):
+        raise ConfigError(f"{path} is missing, or is no file. Put the original back.")
+    if written is not None and digest(path) != written:
         raise ConfigError(
             f"{path} is not what {listing.written_by if listing else 'e3sparse'} wrote: it was "
             "changed or damaged since, or is a file of another run. Put the original back."

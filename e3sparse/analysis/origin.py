@@ -103,7 +103,7 @@ def find_origin(
 def thresholds(origin: Origin, paths: Iterable[str]) -> dict[str, float]:
     """Read δ = sigmoid(τ) of each layer from the checkpoint of a run, without unpickling code."""
     best = best_of(origin.run) if origin.run else None
-    if origin.method != "soft_threshold" or best is None or not best.is_file():
+    if origin.method != "soft_threshold" or best is None:
         return {}
     state = read_checkpoint(best)["state_dict"]
     taus = {name: value for name, value in state.items() if name.endswith(".tau")}

@@ -275,7 +275,7 @@ class RunFolder:
         parts: list[pd.DataFrame] = []
         for log in logs:
             try:
-                part = pd.read_csv(log)
+                part = pd.read_csv(log) if log.is_file() else pd.DataFrame()
             except pd.errors.EmptyDataError:
                 continue  # of a run that was stopped, or whose disk was full, as it wrote this
             except (pd.errors.ParserError, UnicodeDecodeError):

@@ -1,6 +1,7 @@
 """What can be read of a run's folder, with a sentence for each file that is missing or damaged."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,10 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     ConfigError
         If it is missing or damaged.
     """
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing, or is no file.")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing.") from None
     except Exception as error:  # torch raises many kinds, and for some damage more than it says
         raise ConfigError(f"{path} is damaged ({type(error).__name__}).") from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
@@ -45,28 +46,30 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
 
 
 def adapter_of(run: Path) -> Path:
-    """Return the adapter folder of a run.
+    """Return the adapter folder of a run, which may have been removed as a whole.
 
     Raises
     ------
     ConfigError
-        If a file in it is not what the run wrote.
+        If a file in it is missing, or is not what the run wrote.
     """
     folder = run / ADAPTER
-    for name in (CONFIG_NAME, TENSORS_NAME):
-        intact(run, LISTING, f"{ADAPTER}/{name}")
+    if folder.is_dir():
+        for name in (CONFIG_NAME, TENSORS_NAME):
+            intact(run, LISTING, f"{ADAPTER}/{name}")
     return folder
 
 
-def best_of(run: Path) -> Path:
-    """Return the checkpoint of a run's best validation.
+def best_of(run: Path) -> Path | None:
+    """Return the checkpoint of a run's best validation; None if it has been removed.
 
     Raises
     ------
     ConfigError
         If it is not what the run wrote.
     """
-    return intact(run, LISTING, f"{CHECKPOINTS}/{BEST}")
+    file = f"{CHECKPOINTS}/{BEST}"
+    return intact(run, LISTING, file) if os.path.lexists(run / file) else None
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

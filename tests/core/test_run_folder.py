@@ -1,6 +1,8 @@
 """A run's folder from its beginning to its end, without a training in between."""
 
 import json
+import os
+import shutil
 
 import pytest
 
@@ -129,22 +131,61 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_what_a_finished_run_wrote_is_known(file, tmp_path):
-    folder = begun(tmp_path / "run")
+def finished(path):
+    """Return the folder of a finished run, and whether each of its files can be read."""
+    folder = begun(path)
     for name, content in FILES.items():
-        (folder.path / name).parent.mkdir(exist_ok=True)
-        (folder.path / name).write_bytes(content)
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_bytes(content)
     folder.finish()
     for read in READERS.values():
-        read(folder.path)
-    (folder.path / file).write_bytes(FILES[file] + b" ")
+        read(path)
+    return path
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_a_finished_run_wrote_is_known(file, tmp_path):
+    run = finished(tmp_path / "run")
+    (run / file).write_bytes(FILES[file] + b" ")
     for read in set(READERS.values()):
         if read == READERS[file]:
             with pytest.raises(ConfigError, match=rf"{file} is not what e3sparse finetune wrote"):
-                read(folder.path)
+                read(run)
         else:
-            read(folder.path)
+            read(run)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("change", ["removed", "a pipe", "a folder", "a dangling link"])
+def test_what_is_no_file_any_more_is_said_and_not_waited_for(change, file, tmp_path):
+    path = finished(tmp_path / "run") / file
+    path.unlink()
+    if change == "a pipe":
+        os.mkfifo(path)
+    elif change == "a folder":
+        path.mkdir()
+    elif change == "a dangling link":
+        path.symlink_to("nothing-here")
+    if (change, file) == ("removed", "checkpoints/best.ckpt"):
+        assert best_of(tmp_path / "run") is None
+        return
+    with pytest.raises(ConfigError, match=f"{file} is missing, or is no file"):
+        READERS[file](tmp_path / "run")
+
+
+def test_an_adapter_may_be_removed_as_a_whole(tmp_path):
+    run = finished(tmp_path / "run")
+    shutil.rmtree(run / "adapter")
+    assert adapter_of(run) == run / "adapter"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_listing_that_is_no_file(make, tmp_path):
+    run = finished(tmp_path / "run")
+    (run / LISTING).unlink()
+    make(run / LISTING)
+    with pytest.raises(ConfigError, match=f"{LISTING} is no file"):
+        read_settings(run)
 
 
 def test_runs_of_before_digests_were_recorded_are_read(tmp_path):
