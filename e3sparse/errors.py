@@ -2,6 +2,10 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class E3SparseError(Exception):
@@ -50,3 +54,56 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the known word nearest to `word`, or `""`."""
     close = get_close_matches(word, list(known), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+_BOUNDS = {
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "enum": "{expected}",
+    "finite_number": "a finite number",
+    "too_short": "at least {min_length} long",
+    "too_long": "at most {max_length} long",
+}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a mapping of names to values",
+    "model": "a mapping of names to values",
+    "path": "a path",
+}
+
+
+def wrong_values(error: "ValidationError", known: Iterable[str] = ()) -> list[str]:
+    """Return what pydantic found wrong: for each value a clause without a full stop.
+
+    Parameters
+    ----------
+    error
+        Of settings or of a document.
+    known
+        Names that there are, for the one nearest to a name that there is not.
+    """
+    return [_clause(dict(found), list(known)) for found in error.errors()]
+
+
+def _clause(found: dict[str, Any], known: list[str]) -> str:
+    name, kind = ".".join(map(str, found["loc"])), found["type"]
+    if kind == "missing":
+        return f"{name} is missing"
+    if kind == "extra_forbidden":
+        close = get_close_matches(name, known, n=1)
+        return f"'{name}' is unknown" + (f" (did you mean '{close[0]}'?)" if close else "")
+    bounds = {k: f"{v:g}" if isinstance(v, float) else v for k, v in found.get("ctx", {}).items()}
+    wanted = _BOUNDS.get(kind, "").format(**bounds)
+    wanted = wanted or _KINDS.get(kind.partition("_")[0], "")
+    if wanted:
+        return f"{name or 'it'} has to be {wanted}, and is {found['input']!r:.60}"
+    said = found["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"{name}: {said}" if name else said

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from e3sparse.errors import AdapterFileError
+from e3sparse.errors import AdapterFileError, wrong_values
 from e3sparse.files import replacing
 from e3sparse.version import __version__
 
@@ -144,9 +144,8 @@ class FolderKind(Generic[Config]):
         try:
             return self.config_type.model_validate(raw), raw
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise AdapterFileError(f"{path} {self.invalid}: {where}: {first['msg']}.") from None
+            wrong = wrong_values(error)[0]
+            raise AdapterFileError(f"{path} {self.invalid}: {wrong}.") from None
         except RecursionError:
             raise AdapterFileError(f"{path} {self.invalid}: it is nested too deeply.") from None
 

@@ -10,7 +10,6 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from e3sparse.errors import DataError, nearest
 from e3sparse.potentials.quantities import QUANTITIES, values_of
@@ -164,11 +163,3 @@ def numbers_of(symbols: Iterable[str], where: str) -> list[int]:
             )
         numbers.append(number)
     return numbers
-
-
-def problems(error: ValidationError) -> str:
-    """Return what pydantic found, as one sentence without a full stop."""
-    first, *others = error.errors()
-    place = ".".join(map(str, first["loc"]))
-    more = f" (and {len(others)} more)" if others else ""
-    return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}{more}"

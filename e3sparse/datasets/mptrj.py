@@ -11,8 +11,8 @@ import numpy as np
 from ase import Atoms, units
 from pydantic import BaseModel, Field, ValidationError
 
-from e3sparse.datasets.base import Entry, Format, numbers_of, problems
-from e3sparse.errors import ConfigError, DataError
+from e3sparse.datasets.base import Entry, Format, numbers_of
+from e3sparse.errors import ConfigError, DataError, wrong_values
 
 KBAR = 0.1 * units.GPa
 
@@ -132,7 +132,9 @@ def _entry(frame: Any, material: str, name: str, where: str, position: int) -> E
     try:
         read = _Frame.model_validate(frame)
     except ValidationError as error:
-        raise DataError(f"{where} is not as MPtrj's frames are: {problems(error)}.") from error
+        first, *others = wrong_values(error)
+        more = f" (and {len(others)} more)" if others else ""
+        raise DataError(f"{where} is not as MPtrj's frames are: {first}{more}.") from error
     info: dict[str, str | float] = {"config_type": "mptrj", "mp_id": material, "frame_id": name}
     if read.corrected_total_energy is not None:
         info["corrected_total_energy"] = read.corrected_total_energy

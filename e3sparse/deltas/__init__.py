@@ -15,7 +15,7 @@ from e3sparse.deltas.dense import Dense
 from e3sparse.deltas.fixed_mask import FixedMask
 from e3sparse.deltas.low_rank import LowRank
 from e3sparse.deltas.soft_threshold import SoftThreshold
-from e3sparse.errors import ConfigError, nearest
+from e3sparse.errors import ConfigError, nearest, wrong_values
 from e3sparse.layers.delta import Delta
 
 GROUP = "e3sparse.methods"
@@ -84,10 +84,8 @@ def make_method(method: str | Method, **settings: Any) -> Method:
     try:
         return cls(**settings)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or method}: {e['msg']}" for e in error.errors()
-        )
-        raise ConfigError(f"Method '{method}' refuses its settings: {problems}.") from error
+        wrong = "; ".join(wrong_values(error))
+        raise ConfigError(f"Method '{method}' refuses its settings: {wrong}.") from error
 
 
 __all__ = [

@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
 
-from e3sparse.errors import ConfigError, nearest
+from e3sparse.errors import ConfigError, nearest, wrong_values
 from e3sparse.frames.label_keys import LabelKeys
 from e3sparse.training.loss_weights import LossWeights
 
@@ -204,6 +204,14 @@ class FinetuneConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _has_settings_of_its_method(self) -> Self:
+        if not self.whole_model:
+            from e3sparse.deltas import make_method
+
+            make_method(self.method, **self.method_settings)
+        return self
+
+    @model_validator(mode="after")
     def _has_something_to_replay(self) -> Self:
         if self.replay is not None and self.method == "scratch":
             raise ValueError("training from scratch has no base model that it could stay near")
@@ -266,15 +274,8 @@ def make_config(values: dict[str, Any]) -> FinetuneConfig:
     try:
         return FinetuneConfig.model_validate(values)
     except ValidationError as error:
-        problems = []
-        for e in error.errors():
-            name = ".".join(map(str, e["loc"]))
-            hint = (
-                nearest(name, FinetuneConfig.model_fields) if e["type"] == "extra_forbidden" else ""
-            )
-            said = e["msg"].removeprefix("Value error, ").rstrip(".")
-            problems.append(f"{name + ': ' if name else ''}{said}.{hint}")
-        raise ConfigError("Settings are wrong: " + " ".join(problems)) from None
+        wrong = wrong_values(error, FinetuneConfig.model_fields)
+        raise ConfigError(f"Settings are wrong: {'; '.join(wrong)}.") from None
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -140,9 +140,6 @@ def finetune(
     if isolated["train"] and references:
         off = errors(looked_at["train"], before["train"], references).get("energy_mae", 0.0)
         console.print(f"With these references the base model is off by {off:.1f} meV/atom on train")
-    if dry_run:
-        found = {f"{n} before": errors(f, before[n], references) for n, f in looked_at.items()}
-        return RunResult(config.out, error_table(found), None)
     if config.magnetic:
         potential = with_spin_layers(config, potential, looked_at["train"])
         count = sum(p.numel() for p in potential.fresh_parameters())
@@ -151,6 +148,9 @@ def finetune(
     if adapter is not None:
         adapter.energy_references.update(references)
         console.print(adapter.summary().plan(adapter.method.final_sparsity))
+    if dry_run:
+        found = {f"{n} before": errors(f, before[n], references) for n, f in looked_at.items()}
+        return RunResult(config.out, error_table(found), None)
 
     if not resume:
         folder.start(potential.suffix, base=base, inputs=made_of)

@@ -2,7 +2,7 @@
 
 from pydantic import ValidationError
 
-from e3sparse.errors import ConfigError, DataError
+from e3sparse.errors import ConfigError, DataError, wrong_values
 from e3sparse.frames.reading import Frame, average_neighbours
 from e3sparse.potentials.backends import Potential
 from e3sparse.training.config import FinetuneConfig
@@ -34,6 +34,5 @@ def with_spin_layers(config: FinetuneConfig, potential: Potential, train: list[F
         magnetic.magnetic_forces = config.loss.magnetic_forces > 0
         return magnetic
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"Settings are wrong: spin_settings.{where}: {first['msg']}.") from None
+        wrong = "; ".join(wrong_values(error))
+        raise ConfigError(f"Settings are wrong: spin_settings: {wrong}.") from None

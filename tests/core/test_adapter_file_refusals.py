@@ -119,9 +119,9 @@ def flipped(probe):
         (set_field("format_version", "2"), "format.version"),
         (set_field("format_version", 2.0), "format.version"),
         (set_field("format_version", None), "is not an adapter config: format_version"),
-        (lambda config: config.pop("method"), "is not an adapter config: method: Field required"),
+        (lambda config: config.pop("method"), "is not an adapter config: method is missing"),
         (set_field("species", "H"), "is not an adapter config: species"),
-        (lambda config: config.update(more=1), "is not an adapter config: more"),
+        (lambda config: config.update(more=1), "is not an adapter config: 'more' is unknown"),
         (set_field("method", "budgt"), "method 'budgt'"),
         (set_field("settings", {"budget": 1}), "no setting 'budget'"),
         (set_field("settings", {"method": "dense"}), "'method'"),
@@ -162,7 +162,7 @@ def test_a_config_that_is_no_json(folder, text):
 @pytest.mark.parametrize("text", ["[]", "3", "null", '"adapter"'])
 def test_a_config_that_is_other_json(folder, text):
     (folder / CONFIG_NAME).write_text(text)
-    assert_refused(folder, "is not an adapter config: the file")
+    assert_refused(folder, "is not an adapter config: it has to be a mapping of names")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from e3sparse.cli import app
 from e3sparse.cli.config_options import given, options_of, with_options
-from e3sparse.training.config import FinetuneConfig
+from e3sparse.errors import ConfigError
+from e3sparse.training.config import FinetuneConfig, make_config
 
 
 class Colours(BaseModel):
@@ -98,3 +99,24 @@ def test_the_version():
     from e3sparse.version import __version__
 
     assert CliRunner().invoke(app, ["--version"]).output == f"e3sparse {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"lr": -1}, "lr has to be greater than 0, and is -1."),
+        ({"epochs": "many"}, "epochs has to be a whole number, and is 'many'."),
+        ({"traim": "x"}, "'traim' is unknown (did you mean 'train'?)."),
+        ({"train": None}, "train has to be a path, and is None."),
+        ({"loss": {"forces": "much"}}, "loss.forces has to be a number, and is 'much'."),
+        ({"method": "bugdet"}, "method: there is no method 'bugdet'. Did you mean 'budget'?"),
+        ({"method_settings": {"wramup": 0.1}}, "no setting 'wramup'. Did you mean 'warmup'?"),
+        ({"method_settings": {"target_sparsity": 2}}, "target_sparsity has to be less than 1"),
+        ({"lr": 0, "epochs": 0}, "epochs has to be at least 1, and is 0; lr has to be"),
+    ],
+)
+def test_wrong_settings_are_named_in_plain_words(wrong, says):
+    with pytest.raises(ConfigError) as refused:
+        make_config({"model": "m", "train": "t"} | wrong)
+    assert says in str(refused.value)
+    assert "Input should" not in str(refused.value)

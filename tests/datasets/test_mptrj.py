@@ -80,13 +80,13 @@ def disorder(frame):
 
 
 DAMAGE = {
-    "no force": (drop("force"), "force: field required"),
-    "no energy": (drop("uncorrected_total_energy"), "uncorrected_total_energy: field required"),
-    "no structure": (drop("structure"), "structure: field required"),
-    "energy NaN": (put("uncorrected_total_energy", float("nan")), "valid number"),
-    "force infinite": (put("force", [[0, -np.inf, 0], [0, 0, 0]]), "force.0.1: input should be a"),
-    "energy null": (put("uncorrected_total_energy", None), "valid number"),
-    "force null": (put("force", [[0, 0, None], [0, 0, 0]]), "force.0.2: input should be a valid"),
+    "no force": (drop("force"), "force is missing"),
+    "no energy": (drop("uncorrected_total_energy"), "uncorrected_total_energy is missing"),
+    "no structure": (drop("structure"), "structure is missing"),
+    "energy NaN": (put("uncorrected_total_energy", float("nan")), "energy has to be a number"),
+    "force infinite": (put("force", [[0, -np.inf, 0], [0, 0, 0]]), "force.0.1 has to be a"),
+    "energy null": (put("uncorrected_total_energy", None), "energy has to be a number"),
+    "force null": (put("force", [[0, 0, None], [0, 0, 0]]), "force.0.2 has to be a number"),
     "force of one atom": (put("force", [[0, 0, 0]]), r"forces have shape \(1, 3\), expected \(2, "),
     "moments of one atom": (put("magmom", [1.0]), r"moments have shape \(1,\)"),
     "stress of six": (put("stress", [1, 2, 3, 4, 5, 6]), "stress"),

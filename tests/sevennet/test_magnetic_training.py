@@ -207,7 +207,7 @@ def test_a_run_without_spins_does_not_read_them(tiny_checkpoint, tmp_path, run):
 
 def test_bad_spin_settings_name_the_setting(tiny_checkpoint, files, tmp_path):
     settings = {"model": str(tiny_checkpoint), "magnetic": True, "spin_settings": {"channel": 3}}
-    with pytest.raises(ConfigError, match=r"spin_settings\.channel"):
+    with pytest.raises(ConfigError, match=r"spin_settings: 'channel' is unknown"):
         finetune(make_config(settings | {"out": tmp_path / "run", **files}))
     assert not (tmp_path / "run").exists()
 
