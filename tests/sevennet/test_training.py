@@ -169,7 +169,9 @@ def uninterrupted(tiny_checkpoint, data_files, tmp_path_factory):
 def test_resumed_equals_uninterrupted(
     stop, length, optimizer, tiny_checkpoint, data_files, tmp_path, monkeypatch, uninterrupted
 ):
-    settings = {"targets": "all", "method_settings": {"target_sparsity": 0.9}, "dtype": "float64"}
+    # Few choices, so that the run stops between two.
+    method = {"target_sparsity": 0.9, "choices": 4}
+    settings = {"targets": "all", "method_settings": method, "dtype": "float64"}
     settings |= length | {"optimizer": optimizer}
     one = uninterrupted(settings)
     original = FineTuning.training_step
