@@ -11,7 +11,8 @@ from e3sparse.cli.convert import convert
 from e3sparse.cli.demo import demo
 from e3sparse.cli.ending import ended_well
 from e3sparse.cli.finetune import finetune
-from e3sparse.cli.models import evaluate, inspect, merge
+from e3sparse.cli.inspection import inspect
+from e3sparse.cli.models import evaluate, merge
 from e3sparse.cli.report import report
 from e3sparse.cli.results import compare, diff
 from e3sparse.version import __version__

@@ -1,10 +1,9 @@
-"""`e3sparse evaluate`, `merge` and `inspect`: what can be done with a model file."""
+"""`e3sparse evaluate` and `merge`: what can be done with a model file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from e3sparse.cli.options import (
     BackendOption,
@@ -21,7 +20,7 @@ from e3sparse.cli.options import (
     TrustOption,
 )
 from e3sparse.cli.tables import out, print_errors
-from e3sparse.errors import ConfigError, TargetError
+from e3sparse.errors import ConfigError
 
 if TYPE_CHECKING:
     from e3sparse.potentials.backends import Potential
@@ -136,56 +135,6 @@ def merge(
     patching.merge(potential.module)
     potential.save(out_)
     out.print(f"Wrote {out_}")
-
-
-def inspect(
-    model: ModelArgument,
-    targets: Annotated[
-        list[str] | None, typer.Option(help="List the layers that these would patch.")
-    ] = None,
-    backend: BackendOption = None,
-    head: HeadOption = None,
-    trust_model: TrustOption = False,
-) -> None:
-    """Show which layers a model has, and what each target would patch."""
-    from e3sparse.adapter.targets import candidates, passed_over, select
-    from e3sparse.layers.kinds import kind_names
-
-    potential = _load(model, backend, head, "cpu", None)
-    found = candidates(potential.module, potential.species)
-    parameters = sum(p.numel() for p in potential.module.parameters())
-    out.print(
-        f"{model}: {parameters:,} parameters, cutoff {potential.cutoff} Å, "
-        f"{len(potential.species.numbers)} elements"
-    )
-    overview = Table("targets", "layers", "entries", "share of parameters")
-    for name in (*kind_names(), *dict.fromkeys(("all", *potential.aliases, "everything"))):
-        try:
-            chosen = select(potential.module, potential.resolve(name), potential.species)
-        except TargetError:
-            continue
-        layers = list(chosen.layers.values())
-        entries = sum(layout.numel for layout in layers)
-        # Reweighted paths are no parameters of the model: their weights come from the radial net.
-        owned = sum(layout.numel for layout in layers if not layout.external)
-        overview.add_row(name, str(len(layers)), f"{entries:,}", f"{owned / parameters:.2%}")
-    out.print(overview)
-    picked = (
-        select(potential.module, potential.resolve(targets), potential.species)
-        if targets
-        else found
-    )
-    listing = Table(title="Layers")
-    for column in ("layer", "kind", "entries", "species axis", "irreps"):
-        listing.add_column(column, overflow="fold")
-    for path, layout in picked.layers.items():
-        axis = layout.blocks[0].species_axis
-        listing.add_row(
-            path, layout.kind, f"{layout.numel:,}", "" if axis is None else str(axis), layout.irreps
-        )
-    out.print(listing)
-    for line in passed_over(picked.skipped, parameters):
-        out.print(f"Passed over: {line}", markup=False, soft_wrap=True)
 
 
 def _load(

@@ -122,6 +122,8 @@ class Potential(ABC):
         The form of another library that `forward` evaluates instead; see `accelerate_by`.
     frame_inputs
         Keys of `info` or `arrays` that the model reads of a frame besides its structure.
+    heads, head
+        Heads, modalities or levels of theory, if there are several, and the one in use.
     """
 
     module: nn.Module
@@ -139,6 +141,8 @@ class Potential(ABC):
     accelerate: bool = True
     form: Converted | None = None
     frame_inputs: Sequence[str] = ()
+    heads: Sequence[str] = ()
+    head: str | None = None
     _generated: Acceleration | None = None
 
     @abstractmethod
@@ -182,6 +186,14 @@ class Potential(ABC):
     @abstractmethod
     def reinitialize(self, seed: int) -> None:
         """Draw all weights anew, as for training from scratch."""
+
+    def describe(self) -> dict[str, str]:
+        """Return what only the framework can tell of the model, line by line, for `inspect`.
+
+        Such as its family and the options that it was built with; what the file knows of the DFT
+        that it was trained on goes under `"level of theory"`.
+        """
+        return {}
 
     def features(self, batch: Any) -> Features:
         """Evaluate a batch as far as layers on top of the model need it.

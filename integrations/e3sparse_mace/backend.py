@@ -43,6 +43,7 @@ from e3sparse.layers.layouts import Species
 from e3sparse.potentials.converted import Converted
 from e3sparse_mace.acceleration import Acceleration
 from e3sparse_mace.cueq import cuequivariance
+from e3sparse_mace.description import describe
 from e3sparse_mace.inputs import EMBEDDING, FrameInputs, embedding_energies
 from e3sparse_mace.precision import recompute_coupling
 from e3sparse_mace.contractions import PRODUCTS
@@ -74,6 +75,7 @@ class MACEPotential(Potential):
 
     suffix = ".model"
     module: MACE
+    head: str
 
     def __init__(
         self,
@@ -117,6 +119,9 @@ class MACEPotential(Potential):
         ):
             self.module(_inputs(batch), compute_force=False)
         return {path: axis for path, axis in candidates.items() if path in fed}
+
+    def describe(self) -> dict[str, str]:
+        return describe(self.module)
 
     def graph(self, atoms: Atoms) -> AtomicData:
         with default_dtype(self.dtype):

@@ -30,6 +30,7 @@ from e3sparse.potentials.backends import (
     pickle_mentions,
     without_element_shifts,
 )
+from e3sparse_nequip.description import describe
 from e3sparse_nequip.layers import TYPE_EMBEDDINGS
 from e3sparse_nequip.options import nequip_state
 from e3sparse_nequip.package import SUFFIX, write_package
@@ -81,6 +82,9 @@ class NequIPPotential(Potential):
             metadata, self.cutoff, self.types, {name: name for name in self.types}
         )
         self._example: Atoms | None = None
+
+    def describe(self) -> dict[str, str]:
+        return describe(self.module, self.name)
 
     def graph(self, atoms: Atoms) -> NequIPBatch:
         self._example = self._example or atoms.copy()

@@ -38,6 +38,7 @@ from e3sparse.potentials.backends import (
     without_element_shifts,
 )
 from e3sparse.potentials.converted import Converted
+from e3sparse_sevennet.description import describe
 from e3sparse_sevennet.forms import LIBRARIES, convert
 from e3sparse_sevennet.reading import plain_data_first
 
@@ -62,8 +63,8 @@ class SevenNetPotential(Potential):
         self.name = name
         self.config = checkpoint.config
         modalities = self.config.get(KEY.MODAL_MAP) or {}
-        heads = list(modalities) if self.config.get(KEY.USE_MODALITY) else []
-        self.head = chosen_head(name, heads, head)
+        self.heads = list(modalities) if self.config.get(KEY.USE_MODALITY) else []
+        self.head = chosen_head(name, self.heads, head)
         self.module = checkpoint.build_model().to(device=device, dtype=dtype)
         self._overwritten = recompute_wigner_3j(self.module)
         self.module.set_is_batch_data(True)
@@ -84,6 +85,9 @@ class SevenNetPotential(Potential):
             if isinstance(module, IrrepsConvolution) and module.weight_nn is not None
         }
         _keep_precision(self.module, self.dtype)
+
+    def describe(self) -> dict[str, str]:
+        return describe(self.module, self.config)
 
     def _species_axes(self) -> dict[str, int]:
         axes = {

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from ase.build import molecule
+from families import FAMILIES, small
 from mace.calculators import MACECalculator
+from mace.modules import blocks
 from mace_models import NUMBERS, load
 from sample_frames import isolated, with_isolated
 from tolerances import close
@@ -124,6 +126,29 @@ def test_full_and_scratch(finetune, tmp_path):
         code, printed, errors = finetune("--method", method, out=method)
         assert code == 0, printed + errors
         assert (tmp_path / method / "model.model").is_file()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_inspect_knows_what_the_model_is(run, name, tmp_path):
+    torch.save(small(name), tmp_path / "my.model")
+    code, printed, errors = run("inspect", tmp_path / "my.model")
+    assert code == 0, errors
+    said = " ".join(printed.split())
+    given = FAMILIES[name]
+    several = len(given.get("heads", ())) > 1
+    first = given.get("interaction_cls_first", blocks.RealAgnosticInteractionBlock)
+    assert "family MACE (ScaleShiftMACE) interactions" in said
+    assert first.__name__ in said
+    assert given.get("readout_cls", blocks.NonLinearReadoutBlock).__name__ in said
+    assert f"hidden irreps {given.get('hidden_irreps', '4x0e+4x1o')} (L = 1)" in said
+    assert "edges l up to 2, 4 functions of BesselBasis" in said
+    assert ("AgnesiTransform distances" in said) == ("distance_transform" in given)
+    assert ("short range ZBL" in said) == given.get("pair_repulsion", False)
+    assert ("read of a frame charge, total_charge, spin" in said) == ("embedding_specs" in given)
+    assert ("choose one by --head" in said) == several
+    assert ("TRAIN --head HEAD --out run/" in said) == several
+    assert ("89: H–Bi, Ac–Pu" in said) == (name == "mh-1")
+    assert "precision float64" in said
 
 
 def test_inspect_and_check(run, tiny_file):

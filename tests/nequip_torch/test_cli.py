@@ -43,9 +43,21 @@ def test_inspect(base):
     for file in base:
         code, said = run("inspect", file)
         assert code == 0, said
-        assert "5 elements" in said
+        assert "5: H, C, O, Na, Cl" in said
         assert " mlp " in said
-    assert "fctp" in said or "tps" in said
+        told = " ".join(said.split())
+        kind = "package of nequip" if file.name.endswith(".zip") else "checkpoint"
+        assert f"file {kind}" in told
+        assert "l_max 2" in told
+        assert "symmetry O(3)" in told
+    if "fctp" in said:
+        assert "family NequIP" in told
+        assert "layers 2 convolutions: 1 x 4x0e" in told
+        assert f"finetune {file} TRAIN --out run/" in told
+    else:
+        assert "family Allegro" in told
+        assert "layers 2 of 8 scalar and 4 tensor features" in told
+        assert f"finetune {file} TRAIN --targets mlp --out run/" in told
 
 
 def test_scratch_is_left_to_nequip_train(base, data_files, tmp_path):

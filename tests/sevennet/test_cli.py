@@ -385,7 +385,36 @@ def test_inspect_says_what_targets_would_patch(run, tiny_checkpoint):
     assert "0_self_interaction_1.linear" not in listed
     assert "0_self_interaction_1.linear" in passed_over
     assert "BesselBasis: of no kind that e3sparse knows" in passed_over
-    assert "728 parameters" in out
+    assert "parameters 728 " in " ".join(out.split())
+
+
+def test_inspect_says_what_the_model_is_and_how_to_train_it(run, tiny_checkpoint):
+    code, out, err = run("inspect", tiny_checkpoint)
+    assert code == 0, err
+    said = " ".join(out.split())
+    for words in (
+        "family SevenNet, file of version",
+        "layers 2 convolutions, 4x0e",
+        "l_max 1 self-connections nequip",
+        "symmetry O(3)",
+        "precision float32",
+        "elements 6: H, C, N, O, Na, Cl",
+        "level of theory the file does not say",
+        f"Fine-tune it: e3sparse finetune {tiny_checkpoint} TRAIN --out run/",
+    ):
+        assert words in said
+    assert "heads" not in said
+
+
+@pytest.mark.parametrize(("head", "shown"), [((), "HEAD"), (("--head", "PBE"), "PBE")])
+def test_inspect_needs_no_choice_of_a_head(run, head, shown):
+    code, out, err = run("inspect", "7net-mf-0", *head)
+    assert code == 0, err
+    assert "R2SCAN, PBE (choose one by --head)" in out
+    assert "SO(3): it claims nothing of mirror images" in out
+    assert "89: H–Bi, Ac–Pu" in out
+    assert f"e3sparse finetune 7net-mf-0 TRAIN --head {shown} --out run/" in out
+    assert run("inspect", "7net-mf-0", "--head", "PBEsol")[0] == 2
 
 
 def test_help_names_every_command(run):
