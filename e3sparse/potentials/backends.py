@@ -99,6 +99,19 @@ def pickle_mentions(path: Path, word: bytes) -> bool:
         return False
 
 
+def compiled_by(path: Path) -> str | None:
+    """Return what a file was compiled by that holds no layers any more: None for other files."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return None
+    if any("/aotinductor/" in f"/{name}" for name in names):
+        return "AOTInductor"
+    scripted = any(name.endswith("/constants.pkl") for name in names)
+    return "TorchScript" if scripted else None
+
+
 def installed() -> dict[str, EntryPoint]:
     """Return the entry point of each backend by name; none is imported."""
     return {point.name: point for point in entry_points(group=GROUP)}
@@ -154,6 +167,11 @@ def load_potential(
         is damaged or would run what no model needs.
     """
     device = checked_device(device)
+    if compiler := compiled_by(Path(model)):
+        raise ConfigError(
+            f"'{model}' is compiled by {compiler}, for LAMMPS or to be faster, and cannot be "
+            "changed: give the model file that it was made from."
+        )
     found = get_backend(backend) if backend is not None else _backend_of(model)
     try:
         if found.layers is not None and not trust:
