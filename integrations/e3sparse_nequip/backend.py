@@ -19,7 +19,7 @@ from nequip.utils.global_dtype import _GLOBAL_DTYPE
 from torch import Tensor, nn
 
 from e3sparse.errors import ConfigError
-from e3sparse.layers.clebsch_gordan import recompute_wigner_3j
+from e3sparse.layers.clebsch_gordan import as_read, recompute_wigner_3j
 from e3sparse.layers.kinds import kind_of, qualified_name
 from e3sparse.layers.layouts import Species
 from e3sparse.potentials.backends import (
@@ -65,10 +65,11 @@ class NequIPPotential(Potential):
     ) -> None:
         self.name = name
         self.module = module
+        self._overwritten: dict[str, Tensor] = {}
         if dtype is not None and dtype != module.model_dtype:
-            _convert(module, dtype)
+            self._overwritten = _convert(module, dtype)
         self.module.to(device=device)
-        recompute_wigner_3j(self.module)
+        self._overwritten |= recompute_wigner_3j(self.module)
         metadata = module.metadata
         self.cutoff = float(metadata[graph_model.R_MAX_KEY])
         self.types: list[str] = metadata[graph_model.TYPE_NAMES_KEY].split(" ")
@@ -127,7 +128,9 @@ class NequIPPotential(Potential):
         )
 
     def write(self, path: Path) -> None:
-        write_package(path, self.name, self.module, self._boxed_example())
+        example = self._boxed_example()
+        with as_read(self.module, self._overwritten):
+            write_package(path, self.name, self.module, example)
 
     def shift_energies(self, shifts: Mapping[int, float]) -> None:
         if not shifts:
@@ -219,8 +222,14 @@ def _scale_shift(module: nn.Module, name: str) -> Any:
     return found[0]
 
 
-def _convert(module: Any, dtype: torch.dtype) -> None:
-    """Change the precision, with the attributes in which NequIP's modules keep theirs."""
+def _convert(module: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Change the precision, with the attributes in which NequIP's modules keep theirs.
+
+    Returns
+    -------
+    dict
+        Constants that were overwritten by more exact ones, by the name of the buffer.
+    """
     built = module.model_dtype
     # Energies are scaled, shifted and summed in float64 whatever the model's precision is.
     energies = [layer for layer in module.modules() if _is_scale_shift(layer)]
@@ -235,9 +244,12 @@ def _convert(module: Any, dtype: torch.dtype) -> None:
     module.to(dtype)
     for layer, parameters, buffers in kept:
         layer._parameters, layer._buffers = parameters, buffers
-    for layer in module.modules():
+    overwritten = {}
+    for path, layer in module.named_modules():
         if qualified_name(type(layer)) == "allegro.nn._strided._contract.Contracter":
+            overwritten[f"{path}.w3j"] = layer.w3j.clone()
             _recompute_contraction(layer)
+    return overwritten
 
 
 def _is_scale_shift(layer: nn.Module) -> bool:

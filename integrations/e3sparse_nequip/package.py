@@ -75,13 +75,24 @@ def write_package(
                 )
             found, metadata, config, importers = _from_checkpoint(file)
         for models in found.values():
-            models[_SOLE_MODEL_KEY].load_state_dict(weights)
+            model = models[_SOLE_MODEL_KEY]
+            model.load_state_dict(_with_all_digits(weights, model.state_dict()))
         with _exporter(path, importers) as exporter:
             exporter.save_pickle("model", "example_data.pkl", dict(example), dependencies=True)
             exporter.save_text("model", "config.yaml", config)
             exporter.save_text("model", "package_metadata.txt", yaml.dump(metadata))
             for mode, models in found.items():
                 exporter.save_pickle("model", f"{mode}_model.pkl", models, dependencies=True)
+
+
+def _with_all_digits(weights: dict[str, Tensor], source: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights; those that are the source's but for their precision, as the source's."""
+    return {
+        name: source[name]
+        if name in source and torch.equal(source[name].to(values), values)
+        else values
+        for name, values in weights.items()
+    }
 
 
 @contextmanager

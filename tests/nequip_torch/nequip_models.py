@@ -1,11 +1,16 @@
 """Small NequIP and Allegro models and the commands that make, train and package them."""
 
+from importlib import import_module
 from pathlib import Path
 
 import e3sparse_nequip
+import torch
+import yaml
 from e3sparse_nequip.backend import NequIPPotential
 from e3sparse_nequip.options import nequip_state
 from nequip.model import NequIPGNNModel
+from nequip.train import NequIPLightningModule
+from nequip.utils.versions import get_current_code_versions
 
 HERE = Path(__file__).parent
 CONFIGS = Path(e3sparse_nequip.__file__).parent / "configs"
@@ -43,3 +48,41 @@ def built(framework="nequip", **changes):
     with nequip_state():
         module = {"nequip": NequIPGNNModel, "allegro": AllegroModel}[framework](**config)
     return NequIPPotential(f"a small {framework}", module)
+
+
+def write_checkpoint(path, model):
+    """Write a checkpoint of a model of random weights as nequip-train leaves one.
+
+    Parameters
+    ----------
+    model
+        Its config, with a `_target_`; also of a builder that `built` does not know.
+    """
+    config = yaml.safe_load((HERE / "pretrain.yaml").read_text())
+    module = config["training_module"] | {"model": model}
+    module["_target_"] = "nequip.train.NequIPLightningModule"
+    settings = {k: v for k, v in module.items() if k != "_target_"} | {
+        "num_datasets": {"train": 1, "val": 1, "test": 0},
+        "info_dict": {
+            "versions": get_current_code_versions(verbose=False),
+            "data": config["data"],
+            "trainer": config["trainer"],
+            "training_module": module,
+        },
+    }
+    with nequip_state():
+        # A model is of its module when it is unpickled, which Allegro's has not been yet.
+        import_module(model["_target_"].rpartition(".")[0])
+        made = NequIPLightningModule(**settings)
+    torch.save(
+        {
+            "state_dict": made.state_dict(),
+            "hyper_parameters": settings,
+            "pytorch-lightning_version": "2.5.0",
+            "epoch": 0,
+            "global_step": 0,
+            "loops": {},
+        },
+        path,
+    )
+    return path
