@@ -12,7 +12,7 @@ from families import FAMILIES, small
 from mace.calculators import MACECalculator
 from mace.modules import blocks
 from mace_models import NUMBERS, load
-from sample_frames import isolated, with_isolated
+from sample_frames import isolated, structures, with_isolated
 from tolerances import close
 
 from e3sparse.cli import main
@@ -94,6 +94,35 @@ def test_elements_that_no_frame_contains_are_untouched(finetune, tiny_file, tmp_
     top = "products.0.symmetric_contractions.contractions.0.weights_max"
     old, new = (dict(m.named_parameters())[top] for m in (before, after))
     assert not torch.equal(old[present], new[present])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_holds_no_trained_element_has_the_numbers_of_the_base(
+    finetune, run, tiny_file, tmp_path, dtype
+):
+    """To the last digit, in the precision of the file, with layers of each element's own trained.
+
+    No constant is computed anew and stored.
+    """
+    own = ("interactions.*.skip_tp", "products", "node_embedding")
+    targets = [x for name in own for x in ("--targets", name)]
+    code, printed, errors = finetune(*targets, "--dtype", dtype, "--e0s", "fit", "--allow-worse")
+    assert code == 0, printed + errors
+    written, merged = tmp_path / "run" / "model.model", tmp_path / "merged.model"
+    adapter = tmp_path / "run" / "adapter"
+    assert run("merge", tiny_file, "--adapter", adapter, "--out", merged)[0] == 0
+    _, salt = structures()
+    (base, *others), water = (
+        [
+            PotentialSubject(load(path, torch.float32))(atoms)
+            for path in (tiny_file, written, merged)
+        ]
+        for atoms in (salt, molecule("H2O"))
+    )
+    for other in others:
+        assert other.energy == base.energy
+        np.testing.assert_array_equal(other.forces, base.forces)
+    assert water[1].energy != water[0].energy
 
 
 @pytest.mark.parametrize("targets", ["linear", "everything"])
