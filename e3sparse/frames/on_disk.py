@@ -1,6 +1,7 @@
 """Frames of a set that is larger than memory: checked once, then read when they are needed."""
 
 import os
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
@@ -66,7 +67,7 @@ class Facts(NamedTuple):
     forces: NDArray[np.bool_]
     stress: NDArray[np.bool_]
     elements: NDArray[np.int64]
-    composition: NDArray[np.int64]
+    composition: NDArray[np.int32]
 
     @property
     def there(self) -> set[int]:
@@ -218,8 +219,7 @@ def read_set(
             skip_faulty=skip_faulty,
         )
     collected, isolated = _Collected(), IsolatedAtoms(path)
-    rows: list[int] = []
-    numbers: list[int] = []
+    rows, numbers = array("q"), array("q")
     faults: dict[int, str] = {}
     stresses: Counter[tuple[str, bool]] = Counter()
     carrying: Counter[tuple[str, ...]] = Counter()
@@ -283,20 +283,22 @@ def read_set(
 
 
 class _Collected:
-    """Numbers of frames that go by."""
+    """Numbers of frames that go by, packed: of a million frames each byte is a megabyte."""
 
     def __init__(self) -> None:
-        self.each: list[tuple[int, int, float, bool, bool]] = []
+        self.atoms, self.periodic = array("q"), array("b")
+        self.energy, self.forces, self.stress = array("d"), array("b"), array("b")
         self.compositions: dict[tuple[tuple[int, int], ...], int] = {}
-        self.kinds: list[int] = []
+        self.kinds = array("q")
 
     def add(self, frame: Frame) -> None:
         """Note a frame."""
         atoms = frame.atoms
-        forces = not bool(np.isnan(frame.forces).any())
-        self.each.append(
-            (len(atoms), int(atoms.pbc.sum()), frame.energy, forces, frame.stress is not None)
-        )
+        self.atoms.append(len(atoms))
+        self.periodic.append(int(atoms.pbc.sum()))
+        self.energy.append(frame.energy)
+        self.forces.append(not np.isnan(frame.forces).any())
+        self.stress.append(frame.stress is not None)
         found = zip(*np.unique(atoms.numbers, return_counts=True), strict=True)
         composition = tuple((int(z), int(n)) for z, n in found)
         self.kinds.append(self.compositions.setdefault(composition, len(self.compositions)))
@@ -304,17 +306,16 @@ class _Collected:
     def facts(self) -> Facts:
         """Return what was noted as arrays."""
         elements = sorted({z for composition in self.compositions for z, _ in composition})
-        table = np.zeros((len(self.compositions), len(elements)), dtype=int)
+        table = np.zeros((len(self.compositions), len(elements)), dtype=np.int32)
         for row, composition in enumerate(self.compositions):
             for z, n in composition:
                 table[row, elements.index(z)] = n
-        columns = list(zip(*self.each, strict=True)) or [()] * 5
         return Facts(
-            np.array(columns[0], dtype=int),
-            np.array(columns[1], dtype=int),
-            np.array(columns[2], dtype=float),
-            np.array(columns[3], dtype=bool),
-            np.array(columns[4], dtype=bool),
+            np.array(self.atoms, dtype=int),
+            np.array(self.periodic, dtype=int),
+            np.array(self.energy, dtype=float),
+            np.array(self.forces, dtype=bool),
+            np.array(self.stress, dtype=bool),
             np.array(elements, dtype=int),
             table[np.array(self.kinds, dtype=int)],
         )
