@@ -59,9 +59,10 @@ def evaluate(
     """
     from e3sparse.files import replacing
     from e3sparse.frames.evaluation import error_table, errors
-    from e3sparse.frames.reading import LabelKeys, read_file
+    from e3sparse.frames.on_disk import IN_MEMORY, read_set
+    from e3sparse.frames.reading import LabelKeys
     from e3sparse.frames.references import fit_references
-    from e3sparse.training.plausibility import faulty_frames, other_units, said
+    from e3sparse.training.plausibility import doubts, faulty_frames, other_units, said
     from e3sparse.training.waiting import announce, predict_with_bar
 
     if e0s not in ("keep", "fit"):
@@ -84,13 +85,14 @@ def evaluate(
     rows = {}
     for path in data:
         announce(path, out)
-        frames, isolated, notes = read_file(
+        frames, isolated, notes = read_set(
             path,
             keys,
             known=potential.species.numbers,
             cutoff=potential.cutoff,
             magnetic=potential.magnetic,
             skip_faulty=skip_faulty,
+            in_memory=IN_MEMORY,
         )
         if isolated:
             notes.append(f"Isolated atoms in {path}: left out")
@@ -102,7 +104,8 @@ def evaluate(
         if faults and skip_faulty:
             left = sorted(set(range(len(frames))) - {fault.number for fault in faults})
             frames, predicted = [frames[n] for n in left], predicted.of(left)
-        notes += [f"{path}: {sentence}" for sentence in other_units(frames, predicted)]
+        odd = other_units(frames, predicted) + doubts(frames, predicted)
+        notes += [f"{path}: {sentence}" for sentence in odd]
         for note in notes:
             out.print(note, soft_wrap=True, markup=False)
         references = fit_references(frames, predicted.energy) if e0s == "fit" else {}

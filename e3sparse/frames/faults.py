@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _COINCIDE = 1e-2
 """In Å: atoms nearer than that are one atom written twice."""
 _SHOWN = 8
+_STATES = ("charge", "total_charge", "spin", "total_spin", "multiplicity", "spin_multiplicity")
+_MOMENTS = ("magmoms", "REF_magmom")
 
 
 def is_isolated(atoms: Atoms, cutoff: float) -> bool:
@@ -39,10 +41,12 @@ def check_neighbours(atoms: Atoms, where: str, cutoff: float) -> None:
         )
     alone = np.flatnonzero(np.bincount(first, minlength=len(atoms)) == 0)
     if alone.size:
+        many = 2 * alone.size > len(atoms)
+        unit = " Most atoms of the frame have none: are the lengths in Å?" if many else ""
         raise DataError(
             f"{where}: atom {alone[0]} ({atoms.symbols[alone[0]]}) has no neighbour within the "
-            f"model's cutoff of {cutoff} Å, so its force cannot be learned. Remove the frame, or "
-            "leave all such frames out with --skip-faulty."
+            f"model's cutoff of {cutoff} Å, so its force cannot be learned.{unit} Remove the "
+            "frame, or leave all such frames out with --skip-faulty."
         )
 
 
@@ -69,7 +73,7 @@ def partly_labelled(
     """Return what is wrong with frames that lack what others of the file have."""
     faults: dict[int, str] = {}
     for name, key in (("forces", keys.forces), ("energy", keys.energy)):
-        without = [n for n, f in enumerate(frames) if np.isnan(getattr(f[2], name)).any()]
+        without = [n for n, f in enumerate(frames) if np.isnan(getattr(f[2], name)).all()]
         if not without or (len(without) == len(frames) and name == "energy" and not faults):
             continue
         if len(without) < len(frames):
@@ -77,7 +81,7 @@ def partly_labelled(
                 number, atoms, frame = frames[n]
                 faults[number] = missing(atoms, frame.where, name, key)
     for number, atoms, frame in frames:
-        if np.isnan(frame.energy) and np.isnan(frame.forces).any() and number not in faults:
+        if np.isnan(frame.energy) and np.isnan(frame.forces).all() and number not in faults:
             faults[number] = missing(atoms, frame.where, "energy", keys.energy)
     return faults
 
@@ -110,6 +114,71 @@ def stress_notes(stresses: Counter[tuple[str, bool]], path: str | Path) -> list[
                 "/ volume, rows xx xy xz yx … if it has 9 numbers, xx yy zz yz xz xy if 6."
             )
     return notes
+
+
+def fixed_notes(frames: int, path: str | Path) -> list[str]:
+    """Return a note on frames some of whose forces a code has set to zero."""
+    if not frames:
+        return []
+    return [
+        f"Fixed atoms of {frames} frames of {path} have forces of exactly 0, as codes set them "
+        "where atoms may not move: these are left out, the forces of the other atoms are used."
+    ]
+
+
+def state_of(atoms: Atoms) -> tuple[tuple[str, str], ...]:
+    """Return what a structure says of its charge, spin and moments, if it is not nothing."""
+    found: list[tuple[str, str]] = []
+    for key, value in atoms.info.items():
+        if key.lower() in _STATES and str(value).lower() not in ("none", "nan"):
+            found.append((key, str(value)))
+    results = {} if atoms.calc is None else getattr(atoms.calc, "results", {})
+    for key in _MOMENTS:
+        value = atoms.arrays.get(key, results.get(key))
+        if value is not None and np.any(np.asarray(value, dtype=float)):
+            found.append((key, "moments"))
+    return tuple(found)
+
+
+def state_notes(states: Counter[tuple[str, str]], magnetic: bool, path: str | Path) -> list[str]:
+    """Return a note on charges, spins and moments, which the model is not told of.
+
+    `states` counts the frames by what `state_of` returns.
+    """
+    notes = []
+    for key in dict.fromkeys(key for key, _ in states):
+        values = {value: count for (k, value), count in states.items() if k == key}
+        count = sum(values.values())
+        if "moments" in values:
+            if not magnetic:
+                notes.append(
+                    f"'{key}' of {count} frames of {path}: moments are read with --magnetic only."
+                )
+            continue
+        ordinary = {"0", "0.0"} if "charge" in key.lower() else {"0", "0.0", "1", "1.0"}
+        if set(values) <= ordinary:
+            continue
+        shown = ", ".join(list(values)[:_SHOWN])
+        notes.append(
+            f"'{key}' of {count} frames of {path} ({shown}): the model is not told of it. "
+            + (
+                "Frames that differ in nothing else look the same to it."
+                if len(values) > 1
+                else "All frames have the same, so it learns the energies of that state."
+            )
+        )
+    return notes
+
+
+def source_notes(path: str | Path) -> list[str]:
+    """Return a note on files of VASP, of which unconverged steps are read as well."""
+    name = Path(path).name.lower()
+    if "outcar" not in name and "vasprun" not in name:
+        return []
+    return [
+        f"{path} is read as it is, steps whose electrons have not converged too. `e3sparse convert "
+        "FOLDER --format vasp --out train.xyz` leaves those out and says so."
+    ]
 
 
 def unread(

@@ -1,11 +1,14 @@
 """Labels of one structure: where they are, and what they say in e3sparse's units."""
 
 import re
+import shlex
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
+from ase.constraints import FixAtoms
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
@@ -20,6 +23,9 @@ COMPUTED = ("energy", "forces", "stress", "magmoms")
 
 _NOTHING = ("none", "null", "n/a", "")
 """What files say where they have no number."""
+
+_ASYMMETRY = 1e-2
+"""Of the largest component: what rounding and loose convergence leave."""
 
 _NAMED_LIKE = {
     "energy": re.compile("energ", re.IGNORECASE),
@@ -68,10 +74,27 @@ def missing(atoms: Atoms, where: str, what: str, key: str) -> str:
     """Return the sentence that says that a structure has no such label, and what it has."""
     there = keys_there(atoms)
     listing = ", ".join(there) or "none"
-    return (
-        f"{where} has no {what} label '{key}'.{nearest(key, there)} Keys there: {listing}. "
-        f"Name the right one with --{what}-key."
-    )
+    flags = [
+        f"--{name}-key {shlex.quote(found)}"
+        for name in _NAMED_LIKE
+        if (found := _most_like(name, there, key if name == what else None))
+    ]
+    hint = f"Is it {' '.join(flags)}?" if flags else f"Name the right one with --{what}-key."
+    if what not in _NAMED_LIKE:
+        hint = f"{nearest(key, there).strip()} Name the right one with --{what}-key.".strip()
+    return f"{where} has no {what} label '{key}'. Keys there: {listing}. {hint}"
+
+
+def _most_like(name: str, there: Iterable[str], not_there: str | None) -> str | None:
+    """Return the key that is most likely to hold a label; None where it is found by default."""
+    default = getattr(LabelKeys(), name)
+    like = named_like(name, there)
+    if default in like and not_there != default:
+        return None
+    if name in like:
+        return name
+    close = get_close_matches(default.lower(), [key.lower() for key in like], n=1, cutoff=0.0)
+    return next((key for key in like if key.lower() in close), None)
 
 
 def energy_of(atoms: Atoms, keys: LabelKeys, where: str) -> float:
@@ -96,6 +119,9 @@ def energy_of(atoms: Atoms, keys: LabelKeys, where: str) -> float:
 def forces_of(atoms: Atoms, keys: LabelKeys, where: str) -> Array:
     """Return the forces in eV/Å, (N, 3); NaN where there are none and nothing is named like them.
 
+    Those of atoms that a constraint fixes are NaN where they are exactly zero and others are not:
+    the code has set them so.
+
     Raises
     ------
     DataError
@@ -111,7 +137,21 @@ def forces_of(atoms: Atoms, keys: LabelKeys, where: str) -> Array:
             f"{where}: '{keys.forces}' has shape {forces.shape}, expected ({len(atoms)}, 3)."
         )
     _check_finite(where, "forces", forces)
+    fixed = fixed_atoms(atoms)
+    zero = ~forces.any(axis=1)
+    # What a code has set to zero is no force; what it has left as it was is one.
+    if (zero & fixed).any() and not zero.all():
+        forces = np.where((zero & fixed)[:, None], np.nan, forces)
     return forces
+
+
+def fixed_atoms(atoms: Atoms) -> NDArray[np.bool_]:
+    """Return which atoms a constraint holds in place, (N,)."""
+    fixed = np.zeros(len(atoms), dtype=bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            fixed[constraint.index] = True
+    return fixed
 
 
 def stress_of(atoms: Atoms, keys: LabelKeys, where: str) -> tuple[Array | None, str | None]:
@@ -145,6 +185,7 @@ def stress_of(atoms: Atoms, keys: LabelKeys, where: str) -> tuple[Array | None, 
         if not has_volume(atoms):
             return None, key
         _check_finite(where, "stress", label)
+        _check_symmetric(where, key, label)
         matrix = (
             voigt_6_to_full_3x3_stress(label.reshape(-1))
             if label.size == 6
@@ -191,6 +232,19 @@ def _label(atoms: Atoms, key: str, where: str) -> Array | None:
         return label_of(atoms, key)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
+
+
+def _check_symmetric(where: str, key: str, label: Array) -> None:
+    if label.size != 9:
+        return
+    matrix = label.reshape(3, 3)
+    skew, largest = np.abs(matrix - matrix.T).max(), np.abs(matrix).max()
+    if skew > _ASYMMETRY * largest:
+        raise DataError(
+            f"{where}: '{key}' is not symmetric (components differ from their transposes by up to "
+            f"{skew / largest:.0%} of the largest one), so it is no stress tensor. Are its "
+            "components in another order?"
+        )
 
 
 def _check_finite(where: str, name: str, label: Array) -> None:

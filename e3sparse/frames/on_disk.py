@@ -1,86 +1,48 @@
 """Frames of a set that is larger than memory: checked once, then read when they are needed."""
 
-import os
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Sequence
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
-import ase.db
 import numpy as np
 from ase import Atoms
 from numpy.typing import ArrayLike, NDArray
 
 from e3sparse.errors import DataError
+from e3sparse.frames.facts import Collected, Facts, facts_of
 from e3sparse.frames.faults import (
     check_asked_for,
     check_neighbours,
+    fixed_notes,
     is_isolated,
     several,
+    state_notes,
+    state_of,
     stress_notes,
     unread,
 )
 from e3sparse.frames.label_keys import LabelKeys
 from e3sparse.frames.labels import energy_of, keys_there, missing
+from e3sparse.frames.oddities import oddities, repeated
 from e3sparse.frames.reading import (
-    Array,
     Frame,
     IsolatedAtoms,
     Reading,
     labelled,
+    partly_labelled_forces,
     read_file,
     with_moments,
 )
+from e3sparse.potentials.databases import count, is_database, structure, structures
 from e3sparse.potentials.structure_files import check_structure
 
-SUFFIXES = (".db", ".aselmdb")
-"""Databases of ASE's, of which any frame is found at once; the latter is of `ase-db-backends`."""
+IN_MEMORY = 20_000
+"""Frames of a database that are kept in memory if nobody says otherwise."""
 _OF_EACH_ELEMENT = 10
 """Frames that a sample has of an element at least, where there are so many."""
-
-
-class Facts(NamedTuple):
-    """What is kept of F frames: numbers only.
-
-    Attributes
-    ----------
-    atoms
-        (F,) numbers of atoms.
-    periodic
-        (F,) numbers of periodic directions.
-    energy
-        (F,) in eV, NaN where there is none.
-    forces, stress
-        (F,) bool, whether there are labels.
-    elements
-        (E,) atomic numbers that occur in the file.
-    composition
-        (F, E) atoms of each element.
-    """
-
-    atoms: NDArray[np.int64]
-    periodic: NDArray[np.int64]
-    energy: Array
-    forces: NDArray[np.bool_]
-    stress: NDArray[np.bool_]
-    elements: NDArray[np.int64]
-    composition: NDArray[np.int32]
-
-    @property
-    def there(self) -> set[int]:
-        """Atomic numbers that occur in these frames."""
-        return {int(z) for z in self.elements[self.composition.any(axis=0)]}
-
-    def take(self, positions: ArrayLike) -> "Facts":
-        """Return those of some frames."""
-        of_frames = self._asdict()
-        elements = of_frames.pop("elements")
-        return Facts(
-            **{k: v[np.asarray(positions)] for k, v in of_frames.items()}, elements=elements
-        )
 
 
 class FramesOnDisk(Sequence[Frame]):
@@ -120,7 +82,7 @@ class FramesOnDisk(Sequence[Frame]):
     def __getitem__(self, index: int | slice) -> "Frame | FramesOnDisk":
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
-        atoms = _database(str(self.path), os.getpid()).get(id=int(self.rows[index])).toatoms()
+        atoms = structure(self.path, int(self.rows[index]))
         return _frame(atoms, self.keys, self.where(index), self.magnetic)[0]
 
     def take(self, positions: ArrayLike) -> "FramesOnDisk":
@@ -170,16 +132,6 @@ def sample(frames: Sequence[Frame], size: int, seed: int) -> list[Frame]:
     return [frames[int(n)] for n in np.unique(np.concatenate([order[:size], *rare]))]
 
 
-def facts_of(frames: Sequence[Frame]) -> Facts:
-    """Return what is said of frames in a table, without reading any again."""
-    if isinstance(frames, FramesOnDisk):
-        return frames.facts
-    collected = _Collected()
-    for frame in frames:
-        collected.add(frame)
-    return collected.facts()
-
-
 def read_set(
     path: str | Path,
     keys: LabelKeys,
@@ -207,10 +159,11 @@ def read_set(
         As `read_file`.
     """
     path = Path(path)
-    readable = path.suffix in SUFFIXES and path.is_file() and path.stat().st_size > 0
-    count = _count(path) if readable else 0
-    if count <= in_memory:
-        return read_file(
+    held = count(path) if is_database(path) else 0
+    if held > in_memory:
+        read = _read_on_disk(path, held, keys, known, cutoff, magnetic, skip_faulty)
+    else:
+        read = read_file(
             path,
             keys,
             known=known,
@@ -218,17 +171,34 @@ def read_set(
             magnetic=magnetic,
             skip_faulty=skip_faulty,
         )
-    collected, isolated = _Collected(), IsolatedAtoms(path)
+    odd = [*repeated(facts_of(read.frames), path), *oddities(read.frames, path)]
+    return read._replace(notes=read.notes + odd)
+
+
+def _read_on_disk(
+    path: Path,
+    held: int,
+    keys: LabelKeys,
+    known: Sequence[int],
+    cutoff: float,
+    magnetic: bool,
+    skip_faulty: bool,
+) -> Reading:
+    """Check every frame of a database, and keep but numbers of it."""
+    collected, isolated = Collected(), IsolatedAtoms(path)
     rows, numbers = array("q"), array("q")
     faults: dict[int, str] = {}
     stresses: Counter[tuple[str, bool]] = Counter()
+    states: Counter[tuple[str, str]] = Counter()
+    partly = 0
     carrying: Counter[tuple[str, ...]] = Counter()
     examples: dict[tuple[str, ...], Atoms] = {}
-    for number, (row, atoms) in enumerate(_rows(path)):
+    for number, (row, atoms) in enumerate(structures(path)):
         where = f"Frame {number} of {path}"
         check_structure(atoms, where, known)
         there = tuple(keys_there(atoms))
         carrying[there] += 1
+        states.update(state_of(atoms))
         examples.setdefault(there, atoms)
         try:
             alone = is_isolated(atoms, cutoff)
@@ -247,6 +217,7 @@ def read_set(
             continue
         if key is not None:
             stresses[key, frame.stress is not None] += 1
+        partly += partly_labelled_forces(frame)
         collected.add(frame)
         rows.append(row)
         numbers.append(number)
@@ -259,7 +230,7 @@ def read_set(
             keep &= there_is
             for n in np.flatnonzero(~there_is):
                 where = f"Frame {numbers[n]} of {path}"
-                atoms = _database(str(path), os.getpid()).get(id=rows[n]).toatoms()
+                atoms = structure(path, int(rows[n]))
                 faults.setdefault(numbers[n], missing(atoms, where, what, getattr(keys, what)))
     if rows and not facts.forces.any() and np.isnan(facts.energy).all():
         keep[:] = False
@@ -270,7 +241,7 @@ def read_set(
         raise DataError(several(faults, path))
     if not keep.any():
         raise DataError(f"{path} holds nothing but isolated atoms, which are energy references.")
-    notes = [f"{path} is left on disk: {count:,} frames, each read when it is needed."]
+    notes = [f"{path} is left on disk: {held:,} frames, each read when it is needed."]
     if faults:
         notes.append(f"Left out of {path}: {several(faults, path)}")
     for what, there_is in (("forces", facts.forces), ("energy", ~np.isnan(facts.energy))):
@@ -278,74 +249,11 @@ def read_set(
             notes.append(f"{path} has no {what} labels: what is there is used.")
     counted = chain.from_iterable(repeat(examples[there], n) for there, n in carrying.items())
     notes += stress_notes(stresses, path) + unread(counted, keys, stresses, path)
+    notes += fixed_notes(partly, path) + state_notes(states, magnetic, path)
     frames = FramesOnDisk(path, keys, magnetic, np.array(rows), np.array(numbers), facts)
     return Reading(frames.take(np.flatnonzero(keep)), isolated.atoms, notes)
-
-
-class _Collected:
-    """Numbers of frames that go by, packed: of a million frames each byte is a megabyte."""
-
-    def __init__(self) -> None:
-        self.atoms, self.periodic = array("q"), array("b")
-        self.energy, self.forces, self.stress = array("d"), array("b"), array("b")
-        self.compositions: dict[tuple[tuple[int, int], ...], int] = {}
-        self.kinds = array("q")
-
-    def add(self, frame: Frame) -> None:
-        """Note a frame."""
-        atoms = frame.atoms
-        self.atoms.append(len(atoms))
-        self.periodic.append(int(atoms.pbc.sum()))
-        self.energy.append(frame.energy)
-        self.forces.append(not np.isnan(frame.forces).any())
-        self.stress.append(frame.stress is not None)
-        found = zip(*np.unique(atoms.numbers, return_counts=True), strict=True)
-        composition = tuple((int(z), int(n)) for z, n in found)
-        self.kinds.append(self.compositions.setdefault(composition, len(self.compositions)))
-
-    def facts(self) -> Facts:
-        """Return what was noted as arrays."""
-        elements = sorted({z for composition in self.compositions for z, _ in composition})
-        table = np.zeros((len(self.compositions), len(elements)), dtype=np.int32)
-        for row, composition in enumerate(self.compositions):
-            for z, n in composition:
-                table[row, elements.index(z)] = n
-        return Facts(
-            np.array(self.atoms, dtype=int),
-            np.array(self.periodic, dtype=int),
-            np.array(self.energy, dtype=float),
-            np.array(self.forces, dtype=bool),
-            np.array(self.stress, dtype=bool),
-            np.array(elements, dtype=int),
-            table[np.array(self.kinds, dtype=int)],
-        )
 
 
 def _frame(atoms: Atoms, keys: LabelKeys, where: str, magnetic: bool) -> tuple[Frame, str | None]:
     frame, key = labelled(atoms, keys, where)
     return (with_moments(frame, atoms, keys, where) if magnetic else frame), key
-
-
-@lru_cache(maxsize=8)
-def _database(path: str, process: int) -> Any:
-    """Return a database, which no two processes may share."""
-    return ase.db.connect(path, serial=True)
-
-
-def _count(path: Path) -> int:
-    try:
-        return int(_database(str(path), os.getpid()).count())
-    except Exception as error:  # each backend has errors of its own
-        why = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path} cannot be read by ASE ({why}).") from error
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Atoms]]:
-    try:
-        for row in _database(str(path), os.getpid()).select():
-            yield row.id, row.toatoms()
-    except DataError:
-        raise
-    except Exception as error:
-        why = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path} cannot be read by ASE ({why}).") from error

@@ -14,9 +14,13 @@ from e3sparse.errors import DataError
 from e3sparse.frames.faults import (
     check_asked_for,
     check_neighbours,
+    fixed_notes,
     is_isolated,
     partly_labelled,
     several,
+    source_notes,
+    state_notes,
+    state_of,
     stress_notes,
     unread,
 )
@@ -194,8 +198,10 @@ def read_file(
     isolated = IsolatedAtoms(path)
     faults: dict[int, str] = {}
     stresses: Counter[tuple[str, bool]] = Counter()
+    states: Counter[tuple[str, str]] = Counter()
     for number, atoms in enumerate(images):
         where = f"Frame {number} of {path}"
+        states.update(state_of(atoms))
         try:
             if not is_isolated(atoms, cutoff):
                 check_neighbours(atoms, where, cutoff)
@@ -225,9 +231,11 @@ def read_file(
         )
     notes = [f"Left out of {path}: {several(faults, path)}"] if faults else []
     for what in ("forces", "energy"):
-        if all(np.isnan(getattr(frame, what)).any() for frame in used):
+        if all(np.isnan(getattr(frame, what)).all() for frame in used):
             notes.append(f"{path} has no {what} labels: what is there is used.")
     notes += stress_notes(stresses, path) + unread(images, keys, stresses, path)
+    notes += fixed_notes(sum(map(partly_labelled_forces, used)), path)
+    notes += state_notes(states, magnetic, path) + source_notes(path)
     return Reading(used, isolated.atoms, notes)
 
 
@@ -261,6 +269,12 @@ def average_neighbours(frames: Sequence[Frame], cutoff: float) -> float:
     some = frames[:: max(1, len(frames) // 100)]
     edges = sum(len(neighbor_list("i", frame.atoms, cutoff)) for frame in some)
     return edges / sum(len(frame.atoms) for frame in some)
+
+
+def partly_labelled_forces(frame: Frame) -> bool:
+    """Whether some atoms of a frame have no forces label, and others have one."""
+    unknown = np.isnan(frame.forces)
+    return bool(unknown.any() and not unknown.all())
 
 
 def labelled(atoms: Atoms, keys: LabelKeys, where: str) -> tuple[Frame, str | None]:

@@ -1,6 +1,7 @@
-"""What ASE passes over in an extended XYZ file: what follows a blank line, and odd spellings."""
+"""What ASE passes over in an extended XYZ file: what follows a blank line, keys, spellings."""
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -12,6 +13,8 @@ from e3sparse.errors import DataError
 
 _SPELLED = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
 """Keys that give a structure its shape, in the spelling that ASE reads."""
+_QUOTED = re.compile(r"""(?<==)\s*("[^"]*"|'[^']*'|\{[^}]*\}|\[[^\]]*\])""")
+_KEY = re.compile(r"(?:^|\s)([^\s=]+)\s*=")
 
 
 def without_blank_lines(path: Path) -> io.StringIO | None:
@@ -27,7 +30,7 @@ def without_blank_lines(path: Path) -> io.StringIO | None:
     Raises
     ------
     DataError
-        If what stands after a blank line is no frame.
+        If what stands after a blank line is no frame, or a frame gives a key twice.
     """
     try:
         if filetype(str(path)) != "extxyz":
@@ -70,8 +73,19 @@ def _frames(file: IO[str], path: Path) -> Iterator[tuple[int, list[str]]]:
         blank = False
         first, begun = number, [line]
         begun += [file.readline() for _ in range(atoms + 1)]
+        _check_once(begun[1], f"Line {first + 1} of {path}")
         number += atoms + 1
         yield first, begun
+
+
+def _check_once(header: str, where: str) -> None:
+    keys = _KEY.findall(_QUOTED.sub("", header))
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise DataError(
+            f"{where} gives '{twice[0]}' more than once, of which ASE reads the last. Leave the "
+            "one that is meant."
+        )
 
 
 def check_spelling(atoms: Atoms, where: str) -> None:

@@ -1,5 +1,6 @@
 """Structures from a file, checked before a model sees them."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
+from ase.io.extxyz import XYZError
+from ase.io.formats import UnknownFileTypeError
 
 from e3sparse.errors import DataError
+from e3sparse.potentials.databases import is_database, structures
 from e3sparse.potentials.extended_xyz import check_spelling, without_blank_lines
 
 
@@ -33,6 +37,16 @@ def read_structures(path: str | Path, known: Sequence[int]) -> list[Atoms]:
         raise DataError(f"There is no file {path}.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty.")
+    images = [atoms for _, atoms in structures(path)] if is_database(path) else _read(path)
+    if not images:
+        raise DataError(f"{path} holds no frame.")
+    for number, atoms in enumerate(images):
+        check_spelling(atoms, f"Frame {number} of {path}")
+        check_structure(atoms, f"Frame {number} of {path}", known)
+    return images
+
+
+def _read(path: Path) -> list[Atoms]:
     try:
         # ASE would take what follows an @ in the name for an index.
         source = without_blank_lines(path)
@@ -44,15 +58,23 @@ def read_structures(path: str | Path, known: Sequence[int]) -> list[Atoms]:
     except DataError:
         raise
     except Exception as error:  # every reader of ASE has errors of its own
-        why = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path} cannot be read by ASE ({why}).") from error
+        raise DataError(_unreadable(path, error)) from error
     assert isinstance(images, list)
-    if not images:
-        raise DataError(f"{path} holds no frame.")
-    for number, atoms in enumerate(images):
-        check_spelling(atoms, f"Frame {number} of {path}")
-        check_structure(atoms, f"Frame {number} of {path}", known)
     return images
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Return the sentence that says why ASE cannot read a file, and what to do about it."""
+    why = f"{path} cannot be read by ASE ({type(error).__name__}: {error})."
+    if isinstance(error, UnicodeDecodeError):
+        code = "UTF-16" if path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
+        name = shlex.quote(str(path))
+        why += f" It is no text in UTF-8: iconv -f {code} -t UTF-8 {name} > utf8.xyz makes it one."
+    elif isinstance(error, UnknownFileTypeError):
+        why += " ASE goes by the end of the name: extended XYZ ends in .xyz or .extxyz."
+    elif isinstance(error, XYZError):
+        why += " Is the file cut short, or a number of atoms wrong?"
+    return why
 
 
 def check_structure(atoms: Atoms, where: str, known: Sequence[int]) -> None:
@@ -67,6 +89,11 @@ def check_structure(atoms: Atoms, where: str, known: Sequence[int]) -> None:
         raise DataError(f"{where} has no atoms.")
     if not np.isfinite(atoms.positions).all():
         raise DataError(f"{where} has positions that are not finite.")
+    if not atoms.numbers.all():
+        raise DataError(
+            f"{where} has atoms without an element ('X'). In extended XYZ the column of the "
+            "elements' symbols has to be called 'species' (Properties=species:S:1:pos:R:3…)."
+        )
     unknown = sorted(set(atoms.numbers.tolist()) - set(known))
     if unknown:
         symbols = ", ".join(chemical_symbols[z] for z in unknown)

@@ -7,7 +7,7 @@ from ase.data import chemical_symbols
 
 from e3sparse.errors import DataError
 from e3sparse.frames.evaluation import MEV, Predictions, errors, predict
-from e3sparse.frames.reading import Frame
+from e3sparse.frames.reading import Array, Frame
 from e3sparse.frames.references import fit_references, offsets_left, reference_energy
 from e3sparse.potentials.backends import Potential
 from e3sparse.training.config import FinetuneConfig
@@ -15,6 +15,10 @@ from e3sparse.training.config import FinetuneConfig
 _CONTRADICTION, _TIMES = 5.0, 5.0
 """Isolated atoms are refused if energies are off by that many eV/atom with them, and by that many
 times less without."""
+
+
+_DIGITS = 1.0
+"""In meV/atom: what the precision of a model may do to its energies without a word."""
 
 
 def _fits_references(config: FinetuneConfig) -> bool:
@@ -145,6 +149,30 @@ def said_of_shifts_after(shifts: Mapping[int, float], before: float, after: floa
     return (
         f"References fitted once more after training, in meV/atom: {', '.join(parts)}. Energies "
         f"are off by {after:.3g} meV/atom on train, and were by {before:.3g} without."
+    )
+
+
+def said_of_digits(
+    potential: Potential, frames: Sequence[Frame], predicted: Array, references: Mapping[int, float]
+) -> str | None:
+    """Return a sentence if a model with its references has not the digits for such energies.
+
+    Parameters
+    ----------
+    potential
+        With its references.
+    frames, predicted
+        What it said without them, in eV.
+    """
+    wanted = predicted + [reference_energy(frame, references) for frame in frames]
+    off = np.abs(predict(potential, frames).energy - wanted) / [len(f.atoms) for f in frames]
+    if not off.max() * MEV > _DIGITS:
+        return None
+    return (
+        f"Energies of the written model are off by up to {off.max() * MEV:.3g} meV/atom more than "
+        f"the table says: energies of {np.abs(wanted).max():.3g} eV have more digits than "
+        f"{str(potential.dtype).removeprefix('torch.')} holds. --dtype float64 keeps them; or "
+        "subtract the energies of free atoms from the labels."
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from e3sparse.errors import DataError
+from e3sparse.frames.oddities import shared
 from e3sparse.frames.on_disk import read_set, take
 from e3sparse.frames.reading import Frame
 from e3sparse.potentials.backends import Potential, load_potential
@@ -71,7 +72,7 @@ def load_inputs(config: FinetuneConfig, console: Console) -> Inputs:
             in_memory=config.in_memory,
         )
         notes.extend(said)
-        if not config.energy_only and np.isnan(frames[0].forces).any():
+        if not config.energy_only and np.isnan(frames[0].forces).all():
             raise DataError(
                 f"{path} has energies and no forces ('{config.keys.forces}'), from which little "
                 "is learned. Give --forces-key if it has some, or --energy-only if that is meant."
@@ -85,7 +86,7 @@ def load_inputs(config: FinetuneConfig, console: Console) -> Inputs:
         splits["train"], splits["valid"] = _hold_out(config, splits["train"])
     if config.test is not None:
         splits["test"] = read("test", config.test)
-    return Inputs(potential, splits, isolated, notes)
+    return Inputs(potential, splits, isolated, [*notes, *shared(splits)])
 
 
 def _hold_out(

@@ -52,6 +52,19 @@ _NEARER, _NEAR = 0.02, 0.95
 """What is 50 times nearer than the labels as they are may be as far off as nothing at all."""
 _NOTHING = 1e-6
 """Predictions below it, as of perfect crystals' forces, tell no unit from another."""
+_ORDERS = {
+    (0, 1, 2): "yz xz xy",
+    (0, 2, 1): "yz xy xz",
+    (1, 0, 2): "xz yz xy",
+    (1, 2, 0): "xy yz xz",
+    (2, 0, 1): "xz xy yz",
+    (2, 1, 0): "xy xz yz",
+}
+"""Where yz, xz and xy are to be found in three numbers, and what these are then."""
+_ENOUGH, _UNLIKE, _HELD = 3, 0.1, 0.1
+"""Frames that show something; a cosine of nothing in common; eV/Å that hold no atom in place."""
+_SAME, _SOME = 1e-3, {"forces": 0.05, "stress": 1e-3}
+"""In eV/atom, eV/Å and eV/Å³: what a base model must say for labels to be without meaning."""
 _MANY, _LARGE = 1000.0, {"forces": 100.0, "stress": 10.0}
 
 
@@ -106,10 +119,10 @@ def other_units(frames: Sequence[Frame], predicted: Predictions) -> list[str]:
 
     A factor is named where the labels times it are near to the base model, and without it are not.
     """
-    found = []
+    found = _one_energy(frames, predicted)
     for name, pairs in (
         ("energy", _energies(frames, predicted)),
-        ("forces", [(f.forces, p) for f, p in zip(frames, predicted.forces, strict=True)]),
+        ("forces", _forces(frames, predicted)),
         ("stress", [(f.stress, p) for f, p in zip(frames, predicted.stress, strict=True)]),
     ):
         known = [(a, b) for a, b in pairs if a is not None and b is not None]
@@ -117,6 +130,9 @@ def other_units(frames: Sequence[Frame], predicted: Predictions) -> list[str]:
         if not known:
             continue
         labels, model = [a for a, _ in known], [b for _, b in known]
+        if name in _SOME and (blank := _zeros(name, labels, model)) is not None:
+            found.append(blank)
+            continue
         factors = FACTORS[name]
         scaled = {meant: [factor * a for a in labels] for meant, factor in factors.items()}
         hints = {meant: f"multiply by {factor:.6g}" for meant, factor in factors.items()}
@@ -136,7 +152,91 @@ def other_units(frames: Sequence[Frame], predicted: Predictions) -> list[str]:
                 f"The {name} labels seem to be {best}: as they are they do not agree with the "
                 f"base model, and so they do. Expected are {_EXPECTED[name]}: {hints[best]}."
             )
+        elif name == "stress" and (order := _other_order(labels, model)) is not None:
+            found.append(order)
     return found
+
+
+def doubts(frames: Sequence[Frame], predicted: Predictions) -> list[str]:
+    """Return a sentence for what is strange of forces, though the labels may be right."""
+    pairs = [(a, b) for a, b in _forces(frames, predicted) if np.isfinite(b).all()]
+    pairs = [(a, b) for a, b in pairs if _large(a, b)]
+    along = [np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in pairs]
+    doubtful = []
+    if len(along) >= _ENOUGH and np.median(along) < _UNLIKE:
+        doubtful.append(
+            "Forces labels and the base model's have nothing to do with each other (the cosine "
+            f"between them is {np.median(along):.2f} for the median frame). Are the atoms, or x, y "
+            "and z, of the forces in the order of the positions?"
+        )
+    zero = [
+        (~f.forces.any(axis=1)) & (np.linalg.norm(p, axis=1) > _HELD)
+        for f, p in zip(frames, predicted.forces, strict=True)
+    ]
+    some = [n for n, of in enumerate(zero) if of.any() and frames[n].forces.any()]
+    if some:
+        count = sum(int(zero[n].sum()) for n in some)
+        doubtful.append(
+            f"{count} atoms of {len(some)} frames have forces of exactly 0 where the base model's "
+            f"are larger than {_HELD} eV/Å ({frames[some[0]].where} is the first). If they were "
+            "fixed, these are no forces: write what the code had before it applied the "
+            "constraints, or keep the constraints in the file (move_mask), and they are left out."
+        )
+    return doubtful
+
+
+def _forces(frames: Sequence[Frame], predicted: Predictions) -> list[tuple[Array, Array]]:
+    """Return forces labels and predictions, of the atoms that have a label."""
+    pairs = []
+    for frame, forces in zip(frames, predicted.forces, strict=True):
+        known = ~np.isnan(frame.forces).any(axis=1)
+        if known.any():
+            pairs.append((frame.forces[known], forces[known]))
+    return pairs
+
+
+def _large(label: Array, forces: Array) -> bool:
+    size = min(np.linalg.norm(label), np.linalg.norm(forces))
+    return bool(size > _HELD) and label.size > 3  # of one atom, any direction may come about
+
+
+def _one_energy(frames: Sequence[Frame], predicted: Predictions) -> list[str]:
+    """Say that all structures, different as they are, have the same energy."""
+    known = [n for n, frame in enumerate(frames) if np.isfinite(frame.energy)]
+    energies = {frames[n].energy for n in known}
+    per_atom = [predicted.energy[n] / len(frames[n].atoms) for n in known]
+    if len(known) < _ENOUGH or len(energies) > 1 or np.ptp(per_atom) < _SAME:
+        return []
+    return [
+        f"All energy labels are {energies.pop():g} eV: they are none. Remove them from the file, "
+        "or write those that were computed."
+    ]
+
+
+def _zeros(name: str, labels: Sequence[Array], model: Sequence[Array]) -> str | None:
+    """Say that labels are but zeros where the base model's are not."""
+    size = float(np.median([np.abs(b).max() for b in model]))
+    if any(a.any() for a in labels) or size < _SOME[name]:
+        return None
+    unit = "eV/Å" if name == "forces" else "eV/Å³"
+    return (
+        f"All {name} labels are 0, where the base model's reach {size:.3g} {unit}: they are none. "
+        "Remove them from the file, or write those that were computed."
+    )
+
+
+def _other_order(labels: Sequence[Array], model: Sequence[Array]) -> str | None:
+    """Say that xy, yz and zx of stresses seem to stand in another order."""
+    shear = [np.array([a[1, 2], a[0, 2], a[0, 1]]) for a in labels]
+    wanted = [np.array([b[1, 2], b[0, 2], b[0, 1]]) for b in model]
+    off = {order: _distance([s[list(order)] for s in shear], wanted) for order in _ORDERS}
+    best = min(off, key=lambda order: off[order])
+    if len(labels) < _ENOUGH or not off[best] < min(_CLOSE, _CLOSER * off[0, 1, 2]):
+        return None
+    return (
+        f"The stress labels seem to be in the order xx yy zz {_ORDERS[best]}: so they agree with "
+        "the base model, and as they are they do not. Expected of 6 numbers are xx yy zz yz xz xy."
+    )
 
 
 def _distance(labels: Sequence[Array], model: Sequence[Array]) -> float:

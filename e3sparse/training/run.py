@@ -14,7 +14,8 @@ from e3sparse.adapter.handle import Adapter
 from e3sparse.errors import DivergedError, Interrupted
 from e3sparse.frames.batches import FrameDataset, loader
 from e3sparse.frames.evaluation import Predictions, by_kind, error_table, errors, setback
-from e3sparse.frames.on_disk import facts_of, sample, without
+from e3sparse.frames.facts import facts_of
+from e3sparse.frames.on_disk import sample, without
 from e3sparse.frames.reading import Frame
 from e3sparse.potentials.backends import Potential
 from e3sparse.training.config import FinetuneConfig
@@ -22,6 +23,7 @@ from e3sparse.training.data import Frames
 from e3sparse.training.energy_zero import (
     choose_references,
     fate_of_isolated,
+    said_of_digits,
     said_of_references,
     said_of_shifts_after,
     shifts_after,
@@ -232,6 +234,7 @@ def finetune(
         console.print(warning, soft_wrap=True, markup=False)
     write_results(folder.path, table, adapter, potential, recovery.setbacks, shifts)
     write_figures(folder, looked_at, before, after, references)
+    of_base = references  # which `after` lacks
     references = {z: e + shifts.get(z, 0.0) for z, e in references.items()}
     if adapter is not None:
         adapter.energy_references.update(references)
@@ -244,6 +247,9 @@ def finetune(
         )
         adapter.merge()
     potential.shift_energies(references)
+    few = looked_at["valid"][:16]
+    if rounded := said_of_digits(potential, few, after["valid"].energy[: len(few)], of_base):
+        console.print(rounded, soft_wrap=True, markup=False)
     potential.save(folder.path / f"model{potential.suffix}")
     if config.magnetic:
         _save_spin_layers(folder.path, potential, splits["train"])

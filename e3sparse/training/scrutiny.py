@@ -9,10 +9,10 @@ from rich.table import Table
 
 from e3sparse.errors import DataError
 from e3sparse.frames.evaluation import PERIODICITY, Predictions
-from e3sparse.frames.on_disk import facts_of
+from e3sparse.frames.facts import facts_of
 from e3sparse.frames.reading import Frame
 from e3sparse.training.config import FinetuneConfig
-from e3sparse.training.plausibility import faulty_frames, other_units, said
+from e3sparse.training.plausibility import doubts, faulty_frames, other_units, said
 
 
 def what_was_read(splits: Mapping[str, Sequence[Frame]]) -> Table:
@@ -66,6 +66,8 @@ def examined(
             raise DataError(f"No frame of {name} is left: {listing}")
         kept[name] = [frames[n] for n in left]
         still[name] = predicted[name].of(left)
+    for sentence in doubts(kept["train"], still["train"]):
+        console.print(f"{config.train}: {sentence}", soft_wrap=True, markup=False)
     if config.check_units:
         found = other_units(kept["train"], still["train"])
         if found:

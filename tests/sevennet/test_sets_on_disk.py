@@ -14,8 +14,9 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from e3sparse.errors import DataError, Interrupted
+from e3sparse.frames.facts import facts_of
 from e3sparse.frames.labels import LabelKeys
-from e3sparse.frames.on_disk import FramesOnDisk, facts_of, read_set, sample, take, without
+from e3sparse.frames.on_disk import FramesOnDisk, read_set, sample, take, without
 from e3sparse.frames.reading import Frame
 from e3sparse.training.config import make_config
 from e3sparse.training.module import FineTuning
