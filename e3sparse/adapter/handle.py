@@ -192,7 +192,7 @@ class Adapter:
                 )
             return
         was_settled = self.settled
-        record.progress = min(progress, 1.0)
+        record.progress = self._clock(progress)
         deltas = list(self.deltas().values())
         record.method.step(deltas, record.steps, record.progress, optimizer)
         if self.settled and not was_settled:
@@ -211,10 +211,30 @@ class Adapter:
                 group["lr"] *= rate / before
                 group[RATE] = rate
 
-    def resume_at(self, steps: int, progress: float) -> None:
+    def resume_at(self, steps: int, progress: float, held: float | None = None) -> None:
         """Set the schedule to where a resumed training stands, without touching the deltas."""
+        self._record.held = self._record.held if held is None else held
         self._record.steps = steps
-        self._record.progress = progress
+        self._record.progress = self._clock(progress)
+
+    def hold(self, at: float | None = None) -> None:
+        """Let the schedule stand still from now on: the delta keeps its sparsity.
+
+        Call it when pruning further costs too much, on a state of before it did: an entry that
+        comes back into the delta has to be trained again.
+
+        Parameters
+        ----------
+        at
+            The progress to hold it at, which may have been passed; the present one if None.
+        """
+        self._record.held = self._record.progress if at is None else at
+        self._record.progress = self._clock(self._record.progress)
+        self.refresh()
+
+    def _clock(self, progress: float) -> float:
+        held = self._record.held
+        return min(progress, 1.0) if held is None else min(progress, held)
 
     def refresh(self) -> None:
         """Choose the kept entries anew from the parameters as they are now.
@@ -230,8 +250,8 @@ class Adapter:
 
     @property
     def settled(self) -> bool:
-        """Whether the schedule has reached its final sparsity."""
-        return self.method.settled(self._record.progress)
+        """Whether the schedule has reached its final sparsity, or stands still."""
+        return self._record.held is not None or self.method.settled(self._record.progress)
 
     def calibrate(self, losses: Iterable[Tensor]) -> None:
         """Let the method choose its support from one pass of losses over the data."""

@@ -33,6 +33,7 @@ class Record:
     total_steps: int | None = None
     steps: int = 0
     progress: float = 0.0
+    held: float | None = None  # where the schedule stands still, whatever the training does
     merged: dict[str, Tensor] | None = None  # ΔW by layer, while it is folded into the weights
     parked: dict[str, Delta] | None = None  # the deltas, while they are out of the model
     energy_references: dict[int, float] = field(default_factory=dict)

@@ -7,7 +7,7 @@ import typer
 
 from e3sparse.cli.config_options import given, options_of, with_options
 from e3sparse.cli.options import TrustOption
-from e3sparse.cli.tables import out, print_errors
+from e3sparse.cli.tables import frame_table, out, print_errors
 from e3sparse.errors import ConfigError
 from e3sparse.training.config import FinetuneConfig
 
@@ -29,9 +29,27 @@ def finetune(
         typer.Option(help="YAML file of settings; flags take precedence.", rich_help_panel=_RUN),
     ] = None,
     target_sparsity: Annotated[
+        str | None,
+        typer.Option(
+            help="Share of zeros in the delta at the end; 0.97 for budget if left out. auto prunes "
+            "on while that costs less than --tolerance.",
+            metavar="SHARE|auto",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    tolerance: Annotated[
         float | None,
         typer.Option(
-            help="Share of zeros in the delta at the end; 0.97 for budget if left out.",
+            help="Stop pruning where the validation loss is so much (as a share) above the "
+            "lowest; 0.05 with --target-sparsity auto.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    sparsity_path: Annotated[
+        str | None,
+        typer.Option(
+            help="Several shares of zeros, such as 0.85,0.97,0.995: one run stays at each for a "
+            "while, and leaves an adapter of each.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -84,7 +102,13 @@ def finetune(
         said[name] = argument
     by_name = _pairs("--set", set_ or [])
     if target_sparsity is not None:
-        by_name["target_sparsity"] = target_sparsity
+        by_name["target_sparsity"] = _share(target_sparsity)
+    if sparsity_path is not None:
+        if target_sparsity is not None:
+            raise ConfigError("--sparsity-path and --target-sparsity exclude each other.")
+        by_name |= _path(sparsity_path)
+    if tolerance is not None:
+        by_name["tolerance"] = tolerance
     said |= {"method_settings": by_name} if by_name else {}
     said |= {"spin_settings": _pairs("--set-spins", set_spins)} if set_spins else {}
     settings = make_config(_resumed(said, config) if resume else _joined(said, config))
@@ -97,6 +121,8 @@ def finetune(
         console=out,
     )
     print_errors(result.table, f"{settings.model}, method {settings.method}")
+    if len(result.levels):
+        out.print(frame_table(result.levels, "Levels of sparsity", ".4g"))
     if result.adapter is not None:
         out.print(str(result.adapter.sparsity()))
     out.print("A dry run: nothing was written." if dry_run else f"Run folder: {result.out}")
@@ -134,6 +160,26 @@ def _resumed(said: dict[str, Any], config: Path | None) -> dict[str, Any]:
     folder: Path = said.get("out", FinetuneConfig.model_fields["out"].default)
     settings: dict[str, Any] = read_settings(RunFolder.resumed(folder).path)
     return {**settings, **said, "out": folder}
+
+
+def _path(text: str) -> dict[str, Any]:
+    """Return the settings of the method for several sparsities."""
+    try:
+        *levels, last = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"--sparsity-path takes shares of zeros with commas between them, such as "
+            f"0.85,0.97,0.995, not '{text}'."
+        ) from None
+    return {"levels": levels, "target_sparsity": last}
+
+
+def _share(text: str) -> float | str:
+    """Return the number, or the text for the method to judge."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _pairs(flag: str, pairs: list[str]) -> dict[str, Any]:

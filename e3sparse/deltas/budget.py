@@ -1,6 +1,7 @@
 """Sparsity by budget: ask for a share of zeros and get exactly that."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import ceil, inf
 from typing import Any, ClassVar
 
@@ -11,6 +12,15 @@ from torch import Tensor, nn
 from e3sparse.deltas.base import Method, ParamGroup, being_traced, largest
 from e3sparse.layers.delta import Delta
 from e3sparse.layers.layouts import Layout
+
+_AUTO = {
+    "levels": (0.85, 0.93, 0.97, 0.985, 0.993),
+    "target_sparsity": 0.997,
+    "tolerance": 0.05,
+}
+"""What a target sparsity of "auto" stands for."""
+_RAMP = 0.6
+"""Share of the time for a level in which the sparsity rises to it, if there are several."""
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -81,7 +91,15 @@ class Budget(Method):
     ----------
     target_sparsity
         Share of exact zeros among the patched entries at the end. It is met exactly, unless
-        fewer entries than that have moved at all.
+        fewer entries than that have moved at all. `"auto"` stands for several levels with a
+        tolerance.
+    levels
+        Lower sparsities to stay at on the way. Each gets the same share of the training, in which
+        the sparsity rises first and then stays; `ramp_end` has no effect.
+    tolerance
+        If given, a level whose validation loss is so much (as a share) above that of an earlier
+        one is one too many. That is for whoever validates to notice and to go back, as `e3sparse
+        finetune` does; see `Adapter.hold`.
     warmup, ramp_end
         Where the fall begins and ends, as shares of the training.
     choices
@@ -105,7 +123,9 @@ class Budget(Method):
     name: ClassVar[str] = "budget"
 
     target_sparsity: float = Field(0.97, ge=0, lt=1)
-    warmup: float = Field(0.05, ge=0, le=1)
+    levels: tuple[float, ...] = ()
+    tolerance: float | None = Field(None, gt=0)
+    warmup: float = Field(0.05, ge=0, lt=1)
     ramp_end: float = Field(0.8, gt=0, le=1)
     choices: int = Field(400, ge=1)
     memory: float = Field(30.0, ge=1)
@@ -113,6 +133,23 @@ class Budget(Method):
     growth: float = Field(0.75, ge=0, le=1)
     largest_lr: float | None = Field(None, gt=0)
     beta2: float = Field(0.99, ge=0, lt=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _until_it_costs_too_much(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("target_sparsity") == "auto":
+            return {**_AUTO, **values, "target_sparsity": _AUTO["target_sparsity"]}
+        return values
+
+    @model_validator(mode="after")
+    def _rising(self) -> "Budget":
+        steps = (0.0, *self.levels, self.target_sparsity)
+        if self.levels and any(low >= high for low, high in pairwise(steps)):
+            raise ValueError(
+                f"levels have to rise from above 0 to below target_sparsity "
+                f"({self.target_sparsity}), and are {', '.join(map(str, self.levels))}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ordered(self) -> "Budget":
@@ -129,8 +166,8 @@ class Budget(Method):
         return [{"params": params, "lr": lr, "weight_decay": self.weight_decay, "betas": betas}]
 
     @property
-    def final_sparsity(self) -> float:
-        return self.target_sparsity
+    def final_sparsity(self) -> float | None:
+        return self.target_sparsity if self.tolerance is None else None
 
     @property
     def scheduled(self) -> bool:
@@ -138,9 +175,37 @@ class Budget(Method):
 
     def sparsity_at(self, progress: float) -> float:
         """Return the scheduled share of zeros at `progress` in [0, 1]."""
+        if self.levels:
+            number, done = self._place(progress)
+            low, high = ((0.0, *self.levels)[number], self.all_levels[number])
+            return high - (high - low) * (1 - min(done / _RAMP, 1.0)) ** 3
         done = (progress - self.warmup) / (self.ramp_end - self.warmup)
         left = 1 - min(max(done, 0.0), 1.0)
         return self.target_sparsity * (1 - left**3)
+
+    @property
+    def all_levels(self) -> tuple[float, ...]:
+        """The sparsities that the training stays at for a while, in order."""
+        return (*self.levels, self.target_sparsity)
+
+    def level(self, progress: float) -> int | None:
+        """Return which of `all_levels` a training stays at, None while the sparsity rises."""
+        if not self.levels:
+            return 0 if progress >= self.ramp_end else None
+        number, done = self._place(progress)
+        return number if done >= _RAMP else None
+
+    def progress_at(self, level: int) -> float:
+        """Return a progress at which a training stays at a level."""
+        turns = len(self.all_levels)
+        return self.warmup + (1 - self.warmup) * (level + (1 + _RAMP) / 2) / turns
+
+    def _place(self, progress: float) -> tuple[int, float]:
+        """Return the number of the level that is in turn, and the share of its time that is up."""
+        turns = len(self.all_levels)
+        time = min(max(progress - self.warmup, 0.0) / (1 - self.warmup), 1.0) * turns
+        number = min(int(time), turns - 1)
+        return number, time - number
 
     def rate(self, progress: float) -> float:
         kept = 1 - self.sparsity_at(progress)
@@ -150,7 +215,7 @@ class Budget(Method):
         return inf if self.largest_lr is None or lr <= 0 else max(1.0, self.largest_lr / lr)
 
     def settled(self, progress: float) -> bool:
-        return progress >= self.ramp_end
+        return self.level(progress) == len(self.levels)
 
     def step(
         self,

@@ -19,6 +19,7 @@ from e3sparse.training.progress import RunProgress
 from e3sparse.training.recovery import Recovery
 from e3sparse.training.run_folder import LAST, RunFolder
 from e3sparse.training.run_records import read_checkpoint
+from e3sparse.training.sparsity_levels import SparsityLevels, levels_of
 
 
 def fit(
@@ -28,8 +29,14 @@ def fit(
     data: Frames,
     checkpoint: Path | None,
     recovery: Recovery,
-) -> None:
+) -> SparsityLevels | None:
     """Train a module from the start or a checkpoint, and leave it at its best validation.
+
+    Returns
+    -------
+    SparsityLevels or None
+        What the levels came to, if there are several; the module is left at the sparsest that is
+        within the tolerance.
 
     Raises
     ------
@@ -43,6 +50,10 @@ def fit(
         recovery,
         *checkpoint_callbacks(folder.checkpoints),
     ]
+    levels = None
+    if (adapter := module.adapter) is not None and levels_of(adapter):
+        levels = SparsityLevels(adapter, folder.checkpoints)
+        callbacks.append(levels)
     if config.patience is not None:
         callbacks.append(Patience(config.patience))
     device = str(module.potential.device)
@@ -82,6 +93,14 @@ def fit(
                 f"Training was interrupted at step {trainer.global_step}. Go on with: "
                 f"{folder.resume_command}"
             ) from stop
+    # Of ranks that were spawned this process knows only what they have written.
+    written = read_checkpoint(folder.checkpoints / LAST)["callbacks"]
+    for callback in (recovery, levels):
+        if callback is not None and callback.state_key in written:
+            callback.load_state_dict(written[callback.state_key])
+    if levels is not None and levels.losses:
+        levels.load(module, levels.within()[-1])
+        return levels
     best = read_checkpoint(folder.best, module.device)
     (score,) = (
         saved["best_model_score"]
@@ -95,7 +114,4 @@ def fit(
             f"{config.learning_rate:g}; no model has been written."
         )
     module.load_state_dict(best["state_dict"])
-    # Of ranks that were spawned this process knows only what they have written.
-    written = read_checkpoint(folder.checkpoints / LAST)["callbacks"].get(recovery.state_key)
-    if written is not None:
-        recovery.load_state_dict(written)
+    return None

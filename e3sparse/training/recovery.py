@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from math import inf, isfinite
 from statistics import median
@@ -11,11 +10,11 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
 from e3sparse.adapter.handle import RATE
 from e3sparse.errors import DivergedError
 from e3sparse.training.progress import RunProgress
+from e3sparse.training.snapshots import Snapshot
 
 _FAR_OFF = 3.0
 """A validation is no step of a good training if its loss is so many times the base model's."""
@@ -34,11 +33,10 @@ _SLOWER, _MOST = 0.5, 8
 
 @dataclass(frozen=True)
 class _State:
-    """What a training goes on from: trained weights and buffers, the optimizer's, its losses."""
+    """What a training goes on from, and the losses before it."""
 
     step: int
-    tensors: dict[str, Tensor]
-    optimizer: dict[str, Any]
+    snapshot: Snapshot
     losses: list[float]
 
 
@@ -97,9 +95,8 @@ class Recovery(Callback):
         due = not self._states or step - self._states[-1].step >= _EVERY
         if not (self.returns and due and max([0.0, *self._last()]) <= self._bound()):
             return
-        tensors = {name: t.clone() for name, t in _changing(pl_module).items()}
-        optimizer = deepcopy(trainer.optimizers[0].state_dict())
-        self._states.append(_State(step, tensors, optimizer, list(self._losses)))
+        snapshot = Snapshot.of(pl_module, trainer.optimizers[0])
+        self._states.append(_State(step, snapshot, list(self._losses)))
         if len(self._states) > 1 + _KEPT:
             del self._states[1]
 
@@ -165,15 +162,10 @@ class Recovery(Callback):
         if len(self._states) > 1:
             del self._states[-1]
         state = self._states[-1]
-        with torch.no_grad():
-            for name, tensor in _changing(pl_module).items():
-                tensor.copy_(state.tensors[name])
         optimizer = trainer.optimizers[0]
         # A scheduler and the method go on from the rates of now.
-        now = [{k: g[k] for k in ("lr", RATE) if k in g} for g in optimizer.param_groups]
-        optimizer.load_state_dict(deepcopy(state.optimizer))
-        for group, rates in zip(optimizer.param_groups, now, strict=True):
-            group.update(rates)
+        state.snapshot.restore(pl_module, optimizer, but=("lr", RATE))
+        for group in optimizer.param_groups:
             group["lr"] *= _SLOWER
         self._losses.clear()
         self._losses.extend(state.losses)
@@ -205,9 +197,3 @@ def said_of_setback(setback: Mapping[str, Any], lr: float) -> str:
         f"At step {setback['step']} {setback['why']}: went back to step {setback['back_to']}, and "
         f"from there at {setback['rate']:g} of the learning rate of {lr:g}."
     )
-
-
-def _changing(module: LightningModule) -> dict[str, Tensor]:
-    """Return the trained parameters and all buffers, which share memory with the module."""
-    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
-    return {name: t for name, t in module.state_dict().items() if name not in frozen}

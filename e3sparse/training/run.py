@@ -2,9 +2,10 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -35,9 +36,11 @@ from e3sparse.training.module import FineTuning
 from e3sparse.training.recovery import Recovery, no_worse
 from e3sparse.training.replay import Replay, replay_frames
 from e3sparse.training.run_folder import RunFolder, digests
+from e3sparse.training.run_levels import level_table, write_levels
 from e3sparse.training.run_records import ADAPTER, SPINS
 from e3sparse.training.run_results import write_config, write_figures, write_results
 from e3sparse.training.scrutiny import examined, what_was_read
+from e3sparse.training.sparsity_levels import levels_of
 from e3sparse.training.spin_layers import with_spin_layers
 from e3sparse.training.waiting import predict_with_bar
 
@@ -54,11 +57,14 @@ class RunResult:
         Errors by row (`"test before"`, `"test after"`, …).
     adapter
         None for full fine-tuning.
+    levels
+        Errors by level of sparsity, if there are several; empty otherwise.
     """
 
     out: Path
     table: pd.DataFrame
     adapter: Adapter | None
+    levels: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def finetune(
@@ -155,7 +161,8 @@ def finetune(
         return RunResult(config.out, error_table(found), None)
 
     if not resume:
-        folder.start(potential.suffix, base=base, inputs=made_of)
+        named = () if adapter is None else levels_of(adapter)
+        folder.start(potential.suffix, base=base, inputs=made_of, levels=named)
         folder.remember_references(references)
         write_config(folder.path, config, potential)
         folder.remember_settings()
@@ -200,7 +207,7 @@ def finetune(
         )
     checkpoint = _checkpoint(folder, console) if resume else None
     try:
-        fit(config, folder, module, data, checkpoint, recovery)
+        levels = fit(config, folder, module, data, checkpoint, recovery)
     except Interrupted:
         raise
     except BaseException:
@@ -208,6 +215,12 @@ def finetune(
             console.print(f"The earlier run in {folder.out} is as it was.", markup=False)
         raise
 
+    at_levels: dict[str, dict[str, Any]] = {}
+    if levels is not None:
+        at_levels = write_levels(
+            config, folder, module, levels, looked_at, references, isolated["train"], console
+        )
+        levels.load(module, levels.within()[-1])
     after = _predicted(potential, looked_at, console)
     shifts = shifts_after(config, looked_at["train"], after["train"], references, isolated["train"])
     if shifts:
@@ -232,7 +245,7 @@ def finetune(
     kinds = by_kind(looked_at["valid"], before["valid"], after["valid"], references)
     if config.method != "scratch" and (warning := setback(rows, config.learning_rate, kinds)):
         console.print(warning, soft_wrap=True, markup=False)
-    write_results(folder.path, table, adapter, potential, recovery.setbacks, shifts)
+    write_results(folder.path, table, adapter, potential, recovery.setbacks, shifts, at_levels)
     write_figures(folder, looked_at, before, after, references)
     of_base = references  # which `after` lacks
     references = {z: e + shifts.get(z, 0.0) for z, e in references.items()}
@@ -254,7 +267,7 @@ def finetune(
     if config.magnetic:
         _save_spin_layers(folder.path, potential, splits["train"])
     folder.finish()
-    return RunResult(folder.out, table, adapter)
+    return RunResult(folder.out, table, adapter, level_table(at_levels))
 
 
 def _predicted(

@@ -6,7 +6,7 @@ finished: what goes wrong before leaves the older one as it was.
 
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -38,12 +38,12 @@ from e3sparse.training.run_records import (
 )
 
 LAST, _BEFORE = "last.ckpt", "last.previous.ckpt"
+_OF_AN_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 _FIXED = (
     *(CONFIG, RESULTS, METRICS, "results.csv", "versions.json"),
     *("figures/learning.png", "figures/parity.png"),
     *(f"{CHECKPOINTS}/{name}" for name in (BEST, LAST, _BEFORE)),
-    *(f"{ADAPTER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")),
-    f"{ADAPTER}/README.md",
+    *(f"{ADAPTER}/{name}" for name in _OF_AN_ADAPTER),
     *(f"{SPINS}/{name}" for name in ("spin_config.json", "spin_model.safetensors")),
 )
 
@@ -154,12 +154,17 @@ class RunFolder:
             return cls(out, path)
         raise ConfigError(f"There is no run to resume in {out}: it has no {LISTING}.")
 
-    def start(self, suffix: str, *, base: str, inputs: Mapping[str, str]) -> None:
+    def start(
+        self, suffix: str, *, base: str, inputs: Mapping[str, str], levels: Sequence[str] = ()
+    ) -> None:
         """Make the folder, with the listing of what will be written; what was begun there goes."""
         begun = read_listing(self.path, LISTING, RunListing)
         if begun is not None:
             remove_listed(self.path, LISTING, begun)
         files = [*_FIXED, f"model{suffix}", *_logs(0)]
+        for name in levels:
+            files.append(f"{CHECKPOINTS}/sparsity-{name}.ckpt")
+            files += [f"{level_folder(name)}/{file}" for file in _OF_AN_ADAPTER]
         run = uuid.uuid4().hex
         self._write(RunListing(run=run, files=files, inputs=dict(inputs), base=base))
 
@@ -292,6 +297,11 @@ class RunFolder:
 def _beside(out: Path) -> Path:
     full = out.resolve()
     return full.with_name(f"{full.name}.unfinished")
+
+
+def level_folder(name: str) -> str:
+    """Return the adapter folder of a level of sparsity, relative to the run's."""
+    return f"adapters/{name}"
 
 
 def _logs(number: int) -> list[str]:

@@ -60,8 +60,9 @@ def write_results(
     potential: Potential,
     setbacks: Sequence[Mapping[str, Any]],
     shifts: Mapping[int, float],
+    levels: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Write errors, counts, where the training went back to, and the references' last shifts."""
+    """Write errors, counts, setbacks, the references' last shifts, and levels of sparsity."""
     with replacing(folder / "results.csv") as temporary:
         table.to_csv(temporary, index_label="split")
     summary: dict[str, Any] = {
@@ -69,6 +70,8 @@ def write_results(
         "setbacks": list(setbacks),
         "e0s_shifted_after": {chemical_symbols[z]: shift for z, shift in shifts.items()},
     }
+    if levels:
+        summary["levels"] = dict(levels)
     if adapter is not None:
         counts = adapter.sparsity()
         summary["sparsity"] = {

@@ -319,6 +319,7 @@ def test_a_compiled_package(framework, train, tmp_path):
             "training_module.sparse.method=fixed_mask +training_module.sparse.score=fisher",
             "calibrated on the data cannot be made by nequip-train",
         ),
+        ("training_module.sparse.target_sparsity=auto", "cannot stop pruning by itself"),
         ("+training_module.optimizer.weight_decay=0.1", "write sparse.weight_decay"),
         ("+training_module.optimizer.betas=[0.9,0.9]", "write sparse.beta2"),
         ("~training_module.optimizer.lr", "optimizer needs 'lr'"),
