@@ -1,13 +1,13 @@
 """Memory and time of fine-tuning on a set that is larger than memory.
 
-Makes a database of small molecules, fine-tunes on it for a few steps and removes it:
+Makes a database of small molecules and fine-tunes on it for a few steps:
 `python benchmarks/large_sets.py MODEL --frames 1000000 --steps 200 --workers 2`.
+With `--set FOLDER` the database stays there, and a later run takes it as it is.
 """
 
 import argparse
 import itertools
 import json
-import sys
 import tempfile
 import threading
 import time
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=1_000_000)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--set", type=Path, help="Folder of the set, which is made if missing.")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -80,9 +81,13 @@ def main() -> None:
 
     FineTuning.training_step = timed
     with tempfile.TemporaryDirectory() as folder:
-        train, valid = Path(folder) / "train.db", Path(folder) / "valid.db"
-        write_set(train, asked.frames)
-        write_set(valid, 200)
+        place = asked.set or Path(folder)
+        train, valid = place / "train.db", place / "valid.db"
+        for path, count in ((train, asked.frames), (valid, 200)):
+            if not path.exists():
+                write_set(path, count)
+            if (there := ase.db.connect(str(path)).count()) != count:
+                raise SystemExit(f"{path} holds {there} frames, not {count}: remove it.")
         size = train.stat().st_size
         settings = make_config(
             {
@@ -98,8 +103,11 @@ def main() -> None:
         stop.set()
     gaps = [later - earlier for earlier, later in itertools.pairwise(steps)]
     found = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": f"python benchmarks/large_sets.py {asked.model} --frames {asked.frames} "
+        f"--steps {asked.steps} --workers {asked.workers}",
+        "model": asked.model,
         "frames": asked.frames,
+        "steps": asked.steps,
         "file_bytes": size,
         "workers": asked.workers,
         "peak_bytes": peak,

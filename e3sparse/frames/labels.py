@@ -8,6 +8,7 @@ from difflib import get_close_matches
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
@@ -35,7 +36,9 @@ _NAMED_LIKE = {
 
 
 def label_of(atoms: Atoms, key: str) -> Array | None:
-    """Return a label of a structure, None where it has none; see `LabelKeys` for the names.
+    """Return a label of a structure as it was read, None where it has none.
+
+    See `LabelKeys` for the names.
 
     Raises
     ------
@@ -43,6 +46,9 @@ def label_of(atoms: Atoms, key: str) -> Array | None:
         If it is not a number.
     """
     results = {} if atoms.calc is None else getattr(atoms.calc, "results", {})
+    if key in COMPUTED and isinstance(atoms.calc, SinglePointCalculator):
+        # It would compare the structure with its own for each label, as if it could have moved.
+        return np.asarray(results[key], dtype=float) if key in results else None
     if key in COMPUTED and atoms.calc is not None:
         try:
             return np.asarray(atoms.calc.get_property(key, atoms), dtype=float)

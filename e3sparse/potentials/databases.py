@@ -9,11 +9,13 @@ from typing import Any
 import ase.db
 import numpy as np
 from ase import Atoms
+from ase.db.sqlite import SQLite3Database
 
 from e3sparse.errors import DataError
 
 SUFFIXES = (".db", ".aselmdb")
 """The latter is of `ase-db-backends`."""
+_AT_A_TIME = 1000
 
 
 def is_database(path: Path) -> bool:
@@ -44,7 +46,7 @@ def structures(path: Path) -> Iterator[tuple[int, Atoms]]:
         If ASE cannot read it.
     """
     try:
-        for row in _database(str(path), os.getpid()).select():
+        for row in _rows(_database(str(path), os.getpid())):
             yield row.id, _structure(row)
     except DataError:
         raise
@@ -55,6 +57,19 @@ def structures(path: Path) -> Iterator[tuple[int, Atoms]]:
 def structure(path: Path, row: int) -> Atoms:
     """Return the structure of one row."""
     return _structure(_database(str(path), os.getpid()).get(id=row))
+
+
+def _rows(database: Any) -> Iterator[Any]:
+    """Yield all rows; ASE would fetch them all from SQLite before it gives the first."""
+    if not isinstance(database, SQLite3Database):
+        yield from database.select()
+        return
+    last, more = 0, True
+    while more:
+        more = False
+        for row in database.select(f"id>{last}", sort="id", limit=_AT_A_TIME):
+            last, more = row.id, True
+            yield row
 
 
 def _structure(row: Any) -> Atoms:
