@@ -36,24 +36,25 @@ from e3sparse.frames.reading import (
     read_file,
     with_moments,
 )
-from e3sparse.potentials.databases import count, is_database, structure, structures
+from e3sparse.potentials.extended_xyz import check_spelling
+from e3sparse.potentials.stores import count, structure, structures
 from e3sparse.potentials.structure_files import check_structure
 
 IN_MEMORY = 20_000
-"""Frames of a database that are kept in memory if nobody says otherwise."""
+"""Frames of a file that are kept in memory if nobody says otherwise."""
 _OF_EACH_ELEMENT = 10
 """Frames that a sample has of an element at least, where there are so many."""
 
 
 class FramesOnDisk(Sequence[Frame]):
-    """Frames of a database, each of which is read anew whenever it is asked for.
+    """Frames of a file, each of which is read anew whenever it is asked for.
 
     Parameters
     ----------
     path, keys, magnetic
         As of `read_file`.
     rows
-        (F,) identifiers of the rows in the database.
+        (F,) where they are: rows of a database, or bytes of extended XYZ.
     numbers
         (F,) which frames of the file these are, for messages.
     facts
@@ -142,7 +143,9 @@ def read_set(
     skip_faulty: bool = False,
     in_memory: int,
 ) -> Reading:
-    """Read a file as `read_file` does, but leave a database of many frames on disk.
+    """Read a file as `read_file` does, but leave one of many frames on disk.
+
+    That is possible for databases of ASE's, and for extended XYZ that is not compressed.
 
     Every frame is read once and checked; what is kept of it are a few numbers.
 
@@ -151,7 +154,7 @@ def read_set(
     path, keys, known, cutoff, magnetic, skip_faulty
         As of `read_file`.
     in_memory
-        How many frames of a database are kept in memory at most.
+        How many frames of such a file are kept in memory at most.
 
     Raises
     ------
@@ -159,8 +162,8 @@ def read_set(
         As `read_file`.
     """
     path = Path(path)
-    held = count(path) if is_database(path) else 0
-    if held > in_memory:
+    held = count(path) if path.is_file() else None
+    if held is not None and held > in_memory:
         read = _read_on_disk(path, held, keys, known, cutoff, magnetic, skip_faulty)
     else:
         read = read_file(
@@ -184,7 +187,7 @@ def _read_on_disk(
     magnetic: bool,
     skip_faulty: bool,
 ) -> Reading:
-    """Check every frame of a database, and keep but numbers of it."""
+    """Check every frame of a file, and keep but numbers of it."""
     collected, isolated = Collected(), IsolatedAtoms(path)
     rows, numbers = array("q"), array("q")
     faults: dict[int, str] = {}
@@ -195,6 +198,7 @@ def _read_on_disk(
     examples: dict[tuple[str, ...], Atoms] = {}
     for number, (row, atoms) in enumerate(structures(path)):
         where = f"Frame {number} of {path}"
+        check_spelling(atoms, where)
         check_structure(atoms, where, known)
         there = tuple(keys_there(atoms))
         carrying[there] += 1

@@ -23,7 +23,7 @@ def is_database(path: Path) -> bool:
     return path.suffix in SUFFIXES and path.is_file() and path.stat().st_size > 0
 
 
-def count(path: Path) -> int:
+def count_rows(path: Path) -> int:
     """Return how many structures a database holds.
 
     Raises
@@ -37,7 +37,7 @@ def count(path: Path) -> int:
         raise _unreadable(path, error) from error
 
 
-def structures(path: Path) -> Iterator[tuple[int, Atoms]]:
+def rows_of(path: Path) -> Iterator[tuple[int, Atoms]]:
     """Yield the identifier of each row, and its structure.
 
     Raises
@@ -46,7 +46,7 @@ def structures(path: Path) -> Iterator[tuple[int, Atoms]]:
         If ASE cannot read it.
     """
     try:
-        for row in _rows(_database(str(path), os.getpid())):
+        for row in _rows(ase.db.connect(str(path), serial=True)):
             yield row.id, _structure(row)
     except DataError:
         raise
@@ -54,7 +54,7 @@ def structures(path: Path) -> Iterator[tuple[int, Atoms]]:
         raise _unreadable(path, error) from error
 
 
-def structure(path: Path, row: int) -> Atoms:
+def structure_of(path: Path, row: int) -> Atoms:
     """Return the structure of one row."""
     return _structure(_database(str(path), os.getpid()).get(id=row))
 
@@ -65,11 +65,12 @@ def _rows(database: Any) -> Iterator[Any]:
         yield from database.select()
         return
     last, more = 0, True
-    while more:
-        more = False
-        for row in database.select(f"id>{last}", sort="id", limit=_AT_A_TIME):
-            last, more = row.id, True
-            yield row
+    with database:  # or it would open the file anew for each row
+        while more:
+            more = False
+            for row in database.select(f"id>{last}", sort="id", limit=_AT_A_TIME):
+                last, more = row.id, True
+                yield row
 
 
 def _structure(row: Any) -> Atoms:

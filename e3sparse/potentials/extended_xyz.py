@@ -2,12 +2,16 @@
 
 import io
 import re
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import ase.io
+import numpy as np
 from ase import Atoms
 from ase.io.formats import UnknownFileTypeError, filetype, open_with_compression
+from numpy.typing import NDArray
 
 from e3sparse.errors import DataError
 
@@ -44,10 +48,69 @@ def without_blank_lines(path: Path) -> io.StringIO | None:
         except ValueError:  # ASE says what is wrong with it
             return None
     with open_with_compression(str(path), "r") as file:
-        return io.StringIO("".join(line for _, frame in _frames(file, path) for line in frame))
+        text = "".join(line for _, frame in _frames(file, path) for line in frame)
+    return io.StringIO(text.lstrip("\ufeff"))
 
 
-def _frames(file: IO[str], path: Path) -> Iterator[tuple[int, list[str]]]:
+def is_extended_xyz(path: Path) -> bool:
+    """Whether a file is extended XYZ that is not compressed, so that any frame is found at once."""
+    if path.suffix not in (".xyz", ".extxyz") or not path.is_file():
+        return False
+    try:
+        return bool(filetype(str(path)) == "extxyz")
+    except (UnknownFileTypeError, OSError):
+        return False
+
+
+def offsets(path: Path) -> NDArray[np.int64]:
+    """Return at which byte each frame begins.
+
+    Raises
+    ------
+    DataError
+        If it is no extended XYZ.
+    """
+    found = array("q")
+    with open(path, "rb") as file:
+        lines = _Decoded(file)
+        try:
+            for _, frame in _frames(lines, path):
+                if frame and not frame[0].lstrip().startswith("VEC"):
+                    found.append(lines.position - sum(len(line.encode()) for line in frame))
+        except ValueError as error:
+            raise DataError(
+                f"{path} cannot be read after {len(found):,} frames: {error}."
+            ) from None
+    return np.array(found, dtype=np.int64)
+
+
+def structure_at(path: Path, offset: int) -> Atoms:
+    """Return the structure whose frame begins at a byte of the file."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        first = file.readline().decode("utf-8-sig")
+        text = [first, *(file.readline().decode() for _ in range(int(first) + 1))]
+        while (line := file.readline().decode()).lstrip().startswith("VEC"):
+            text.append(line)
+    atoms = ase.io.read(io.StringIO("".join(text)), format="extxyz")
+    assert isinstance(atoms, Atoms)
+    return atoms
+
+
+class _Decoded:
+    """Lines of a file, and how far into it they go."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.position = 0
+
+    def readline(self) -> str:
+        line = self.file.readline()
+        self.position += len(line)
+        return line.decode()
+
+
+def _frames(file: "IO[str] | _Decoded", path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the line number and the lines of each frame, none for blank lines before a frame."""
     number, blank = 0, False
     while line := file.readline():

@@ -12,7 +12,7 @@ from ase.io.extxyz import XYZError
 from ase.io.formats import UnknownFileTypeError
 
 from e3sparse.errors import DataError
-from e3sparse.potentials.databases import is_database, structures
+from e3sparse.potentials.databases import is_database, rows_of
 from e3sparse.potentials.extended_xyz import check_spelling, without_blank_lines
 
 
@@ -37,7 +37,7 @@ def read_structures(path: str | Path, known: Sequence[int]) -> list[Atoms]:
         raise DataError(f"There is no file {path}.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty.")
-    images = [atoms for _, atoms in structures(path)] if is_database(path) else _read(path)
+    images = [atoms for _, atoms in rows_of(path)] if is_database(path) else _read(path)
     if not images:
         raise DataError(f"{path} holds no frame.")
     for number, atoms in enumerate(images):

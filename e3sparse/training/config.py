@@ -81,7 +81,10 @@ class FinetuneConfig(BaseModel):
         True, "Refuse labels that agree with the base model in another unit only.", _DATA
     )
     in_memory: int = _setting(
-        20_000, "Databases (.db, .aselmdb) of more frames than this stay on disk.", _DATA, ge=0
+        20_000,
+        "Databases (.db, .aselmdb) and uncompressed XYZ of more frames than this stay on disk.",
+        _DATA,
+        ge=0,
     )
     examined_frames: int = _setting(
         2000, "Number of frames of a set on disk that are checked and evaluated.", _DATA, ge=1

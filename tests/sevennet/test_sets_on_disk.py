@@ -46,6 +46,26 @@ def database(tmp_path_factory):
     return write(tmp_path_factory.mktemp("sets") / "set.db", [labelled(s) for s in range(COUNT)])
 
 
+@pytest.fixture(scope="module", params=["db", "xyz", "odd xyz"])
+def large(request, database):
+    """The same frames as a database, and as extended XYZ with a BOM, CRLF and blank lines."""
+    if request.param == "db":
+        return database
+    path = database.with_name(f"{request.param}.xyz")
+    frames = ase.io.read(database, ":")
+    for atoms in frames:
+        atoms.info["name"] = "Å"
+    ase.io.write(path, frames)
+    if request.param == "odd xyz":
+        lines = path.read_text().split("\n")
+        at = 0
+        for _ in range(3):
+            at += int(lines[at]) + 2
+        text = "\n".join([*lines[:at], "", " ", *lines[at:]])
+        path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    return path
+
+
 def read(path, in_memory=0, **options):
     keys = LabelKeys(energy="energy", forces="forces")
     return read_set(
@@ -53,8 +73,8 @@ def read(path, in_memory=0, **options):
     )
 
 
-def test_frames_on_disk_are_those_in_memory(database):
-    ours, theirs = read(database), read(database, in_memory=COUNT)
+def test_frames_on_disk_are_those_in_memory(large):
+    ours, theirs = read(large), read(large, in_memory=COUNT)
     assert isinstance(ours.frames, FramesOnDisk)
     assert isinstance(theirs.frames, list)
     assert len(ours.frames) == COUNT
@@ -180,3 +200,14 @@ def test_training_on_disk_is_training_in_memory(
         finetune(parts)
     monkeypatch.setattr(FineTuning, "training_step", original)
     same(inside, finetune(parts, resume=True))
+
+
+@pytest.mark.parametrize("wrong", ["12x", "4", "7"])
+def test_a_wrong_number_of_atoms_in_a_large_file_is_said(wrong, database, tmp_path):
+    path = tmp_path / "set.xyz"
+    ase.io.write(path, ase.io.read(database, "1:4"))
+    text = path.read_text()
+    assert len(read(path).frames) == 3
+    path.write_text(wrong + text[text.index("\n") :])
+    with pytest.raises(DataError, match=r"set\.xyz cannot be read"):
+        read(path)
