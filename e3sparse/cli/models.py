@@ -58,12 +58,11 @@ def evaluate(
     Isolated atoms, which have no forces, are left out.
     """
     from e3sparse.files import replacing
-    from e3sparse.frames.evaluation import error_table, errors
-    from e3sparse.frames.on_disk import IN_MEMORY, read_set
+    from e3sparse.frames.evaluation import error_table
     from e3sparse.frames.reading import LabelKeys
-    from e3sparse.frames.references import fit_references
-    from e3sparse.training.plausibility import doubts, faulty_frames, other_units, said
-    from e3sparse.training.waiting import announce, predict_with_bar
+    from e3sparse.training.assessment import assess
+    from e3sparse.training.files_table import read_row, table_of_files
+    from e3sparse.training.waiting import announce
 
     if e0s not in ("keep", "fit"):
         raise ConfigError(f"--e0s is 'keep' or 'fit', not '{e0s}'.")
@@ -82,34 +81,23 @@ def evaluate(
         "spin": spin_key,
     }
     keys = LabelKeys(**{k: v for k, v in given.items() if v is not None})
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
+    files: list[list[str]] = []
+    notes: list[str] = []
     for path in data:
         announce(path, out)
-        frames, isolated, notes = read_set(
-            path,
-            keys,
-            known=potential.species.numbers,
-            cutoff=potential.cutoff,
-            magnetic=potential.magnetic,
-            skip_faulty=skip_faulty,
-            in_memory=IN_MEMORY,
+        found, reading = assess(
+            potential, path, keys, fit=e0s == "fit", skip_faulty=skip_faulty, console=out
         )
-        if isolated:
+        rows[str(path)] = found
+        whose = "fitted to this file" if e0s == "fit" else "the model's own"
+        files.append(read_row(path, reading, references=whose))
+        notes += reading.notes
+        if reading.isolated:
             notes.append(f"Isolated atoms in {path}: left out")
-        predicted = predict_with_bar(potential, frames, f"Evaluating {path}", out)
-        faults = faulty_frames(frames, predicted)
-        if faults:
-            fate = "Left out" if skip_faulty else "Frames that are nothing like the rest"
-            notes.append(f"{fate}: {said(frames, faults)}")
-        if faults and skip_faulty:
-            left = sorted(set(range(len(frames))) - {fault.number for fault in faults})
-            frames, predicted = [frames[n] for n in left], predicted.of(left)
-        odd = other_units(frames, predicted) + doubts(frames, predicted)
-        notes += [f"{path}: {sentence}" for sentence in odd]
-        for note in notes:
-            out.print(note, soft_wrap=True, markup=False)
-        references = fit_references(frames, predicted.energy) if e0s == "fit" else {}
-        rows[str(path)] = errors(frames, predicted, references)
+    out.print(table_of_files(files))
+    for note in notes:
+        out.print(note, soft_wrap=True, markup=False)
     table = error_table(rows)
     print_errors(table, model)
     if json is not None:

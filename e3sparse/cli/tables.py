@@ -1,6 +1,7 @@
 """Tables on the terminal."""
 
 import sys
+from math import isnan
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -41,7 +42,9 @@ def frame_table(frame: "pd.DataFrame", title: str, number: str) -> Table:
     def cell(value: object) -> str:
         if isinstance(value, int):
             return f"{value:,}"
-        return format(value, number) if isinstance(value, float) else str(value)
+        if isinstance(value, float):
+            return "–" if isnan(value) else format(value, number)
+        return str(value)
 
     table = Table(title=title)
     table.add_column("", overflow="fold")

@@ -1,6 +1,7 @@
 """Errors of a potential on labelled frames."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -111,9 +112,16 @@ def errors(
         `magnetic_forces_*` in meV/rad; `forces_mae_<symbol>` per element; and of the
         moments of magnetic models what `moment_errors` returns.
     """
+    return {n: value for n, (value, _) in counted_errors(frames, predicted, references).items()}
+
+
+def counted_errors(
+    frames: Sequence[Frame], predicted: Predictions, references: dict[int, float] | None = None
+) -> dict[str, tuple[float, int]]:
+    """Return `errors`, each with the number of values that it is the mean of."""
     offsets = np.array([reference_energy(f, references or {}) for f in frames])
     shifted = replace(predicted, energy=predicted.energy + offsets)
-    out: dict[str, float] = {}
+    out: dict[str, tuple[float, int]] = {}
     for quantity in QUANTITIES.values():
         values = value_of(shifted, quantity.name)
         if values is not None:
@@ -121,9 +129,22 @@ def errors(
     return out
 
 
+def joined_errors(parts: Iterable[Mapping[str, tuple[float, int]]]) -> dict[str, float]:
+    """Return the errors of all frames together from the `counted_errors` of parts of them."""
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for part in parts:
+        for name, (value, count) in part.items():
+            power = 2 if name.endswith("_rmse") else 1
+            sums[name] = sums.get(name, 0.0) + count * value**power
+            counts[name] = counts.get(name, 0) + count
+    means = {name: sums[name] / counts[name] for name in sums}
+    return {n: mean**0.5 if n.endswith("_rmse") else mean for n, mean in means.items()}
+
+
 def _errors_of(
     quantity: Quantity, frames: Sequence[Frame], values: Sequence[Array | None]
-) -> dict[str, float]:
+) -> dict[str, tuple[float, int]]:
     """Return the errors of one quantity, none where nothing is labelled."""
     labels = [value_of(frame, quantity.name) for frame in frames]
     both = [n for n in range(len(frames)) if values[n] is not None and labels[n] is not None]
@@ -135,7 +156,12 @@ def _errors_of(
     numbers = np.concatenate([frames[n].atoms.numbers for n in both])
     if quantity.error == "moments":
         # A mean over half of the atoms would be taken for one over all of them.
-        return moment_errors(numbers, found, wanted) if len(both) == len(frames) else {}
+        if len(both) < len(frames):
+            return {}
+        counts = {f"moments_mae_{chemical_symbols[z]}": int(n) for z, n in Counter(numbers).items()}
+        counts["sign_errors"] = int((np.linalg.norm(wanted, axis=1) > MAGNETIC).sum())
+        made = moment_errors(numbers, found, wanted)
+        return {name: (value, counts.get(name, len(numbers))) for name, value in made.items()}
     off = found - wanted
     if quantity.error_per_atom:
         atoms = np.array([len(frames[n].atoms) for n in both])
@@ -147,7 +173,7 @@ def _errors_of(
     for z in np.unique(numbers[known]) if quantity.by_element else ():
         of_element = off[known & (numbers == z)]
         mean = float(np.abs(of_element).mean() * quantity.error_scale)
-        out[f"{quantity.name}_mae_{chemical_symbols[z]}"] = mean
+        out[f"{quantity.name}_mae_{chemical_symbols[z]}"] = mean, of_element.size
     return out
 
 
@@ -183,10 +209,11 @@ def moment_errors(numbers: Array, found: Array, wanted: Array) -> dict[str, floa
     return out
 
 
-def _mae_rmse(quantity: Quantity, off: Array) -> dict[str, float]:
+def _mae_rmse(quantity: Quantity, off: Array) -> dict[str, tuple[float, int]]:
+    mean, root = float(np.abs(off).mean()), float(np.sqrt(np.square(off).mean()))
     return {
-        f"{quantity.name}_mae": float(np.abs(off).mean() * quantity.error_scale),
-        f"{quantity.name}_rmse": float(np.sqrt(np.square(off).mean()) * quantity.error_scale),
+        f"{quantity.name}_mae": (mean * quantity.error_scale, off.size),
+        f"{quantity.name}_rmse": (root * quantity.error_scale, off.size),
     }
 
 

@@ -182,18 +182,19 @@ def source_notes(path: str | Path) -> list[str]:
 
 
 def unread(
-    images: Iterable[Atoms],
-    keys: LabelKeys,
-    stresses: Counter[tuple[str, bool]],
-    path: str | Path,
-) -> list[str]:
-    """Return a note on stresses that are in the file under names that were not asked for."""
+    images: Iterable[Atoms], keys: LabelKeys, stresses: Counter[tuple[str, bool]]
+) -> dict[str, int]:
+    """Return how many frames have a stress under a name that was not asked for, by name."""
     if any(used for _, used in stresses):
-        return []
+        return {}
     there = Counter(key for atoms in images for key in set(named_like("stress", keys_there(atoms))))
     there.pop(keys.stress, None)
-    names = [name for name in there if (name, False) not in stresses]
+    return {name: there[name] for name in sorted(there) if (name, False) not in stresses}
+
+
+def unread_notes(names: dict[str, int], path: str | Path) -> list[str]:
+    """Return a note on what `unread` has found."""
     if not names:
         return []
-    listing = ", ".join(f"'{name}' of {there[name]} frames" for name in sorted(names))
+    listing = ", ".join(f"'{name}' of {count} frames" for name, count in names.items())
     return [f"Not read in {path}: {listing}. Name what holds the stress with --stress-key."]

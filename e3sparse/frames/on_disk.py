@@ -12,6 +12,7 @@ from ase import Atoms
 from numpy.typing import ArrayLike, NDArray
 
 from e3sparse.errors import DataError
+from e3sparse.frames.accounts import Account
 from e3sparse.frames.facts import Collected, Facts, facts_of
 from e3sparse.frames.faults import (
     check_asked_for,
@@ -23,6 +24,7 @@ from e3sparse.frames.faults import (
     state_of,
     stress_notes,
     unread,
+    unread_notes,
 )
 from e3sparse.frames.label_keys import LabelKeys
 from e3sparse.frames.labels import energy_of, keys_there, missing
@@ -193,7 +195,7 @@ def _read_on_disk(
     faults: dict[int, str] = {}
     stresses: Counter[tuple[str, bool]] = Counter()
     states: Counter[tuple[str, str]] = Counter()
-    partly = 0
+    partly, account = 0, Account(held)
     carrying: Counter[tuple[str, ...]] = Counter()
     examples: dict[tuple[str, ...], Atoms] = {}
     for number, (row, atoms) in enumerate(structures(path)):
@@ -222,6 +224,7 @@ def _read_on_disk(
         if key is not None:
             stresses[key, frame.stress is not None] += 1
         partly += partly_labelled_forces(frame)
+        account.add(frame, keys, key)
         collected.add(frame)
         rows.append(row)
         numbers.append(number)
@@ -252,10 +255,12 @@ def _read_on_disk(
         if not there_is.any():
             notes.append(f"{path} has no {what} labels: what is there is used.")
     counted = chain.from_iterable(repeat(examples[there], n) for there, n in carrying.items())
-    notes += stress_notes(stresses, path) + unread(counted, keys, stresses, path)
+    not_read = unread(counted, keys, stresses)
+    notes += stress_notes(stresses, path) + unread_notes(not_read, path)
+    account.without(len(faults), stresses, list(not_read), partly)
     notes += fixed_notes(partly, path) + state_notes(states, magnetic, path)
     frames = FramesOnDisk(path, keys, magnetic, np.array(rows), np.array(numbers), facts)
-    return Reading(frames.take(np.flatnonzero(keep)), isolated.atoms, notes)
+    return Reading(frames.take(np.flatnonzero(keep)), isolated.atoms, notes, account)
 
 
 def _frame(atoms: Atoms, keys: LabelKeys, where: str, magnetic: bool) -> tuple[Frame, str | None]:

@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 
 from e3sparse.errors import DataError
+from e3sparse.frames.accounts import Account
 from e3sparse.frames.faults import (
     check_asked_for,
     check_neighbours,
@@ -23,6 +24,7 @@ from e3sparse.frames.faults import (
     state_of,
     stress_notes,
     unread,
+    unread_notes,
 )
 from e3sparse.frames.label_keys import LabelKeys
 from e3sparse.frames.labels import (
@@ -118,11 +120,14 @@ class Reading(NamedTuple):
     notes
         A sentence for each kind of thing that was left out, read in another way than its name
         says, or not read.
+    account
+        The same in numbers.
     """
 
     frames: Sequence[Frame]
     isolated: dict[int, Frame]
     notes: list[str]
+    account: Account
 
 
 class IsolatedAtoms:
@@ -195,6 +200,7 @@ def read_file(
     images = read_structures(path, known)
     check_asked_for(images, keys, path)
     frames: list[tuple[int, Atoms, Frame]] = []
+    stress_keys: dict[int, str | None] = {}
     isolated = IsolatedAtoms(path)
     faults: dict[int, str] = {}
     stresses: Counter[tuple[str, bool]] = Counter()
@@ -208,6 +214,7 @@ def read_file(
                 frame, key = labelled(atoms, keys, where)
                 frame = with_moments(frame, atoms, keys, where) if magnetic else frame
                 frames.append((number, atoms, frame))
+                stress_keys[number] = key
                 if key is not None:
                     stresses[key, frame.stress is not None] += 1
                 continue
@@ -233,10 +240,16 @@ def read_file(
     for what in ("forces", "energy"):
         if all(np.isnan(getattr(frame, what)).all() for frame in used):
             notes.append(f"{path} has no {what} labels: what is there is used.")
-    notes += stress_notes(stresses, path) + unread(images, keys, stresses, path)
-    notes += fixed_notes(sum(map(partly_labelled_forces, used)), path)
-    notes += state_notes(states, magnetic, path) + source_notes(path)
-    return Reading(used, isolated.atoms, notes)
+    not_read = unread(images, keys, stresses)
+    notes += stress_notes(stresses, path) + unread_notes(not_read, path)
+    partly = sum(map(partly_labelled_forces, used))
+    notes += fixed_notes(partly, path) + state_notes(states, magnetic, path) + source_notes(path)
+    account = Account(len(images))
+    for number, _, frame in frames:
+        if number not in faults:
+            account.add(frame, keys, stress_keys[number])
+    account.without(len(faults), stresses, list(not_read), partly)
+    return Reading(used, isolated.atoms, notes, account)
 
 
 def read_split(

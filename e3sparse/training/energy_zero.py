@@ -1,6 +1,6 @@
 """The zero of energy of a run: references that are fitted, taken from isolated atoms, or kept."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -183,6 +183,35 @@ def said_of_references(references: dict[int, float], isolated: dict[int, Frame])
         for z, shift in sorted(references.items())
     ]
     return f"Energy shifts in eV/atom: {', '.join(parts)}" if parts else "Energy shifts: none"
+
+
+def source_of_references(
+    config: FinetuneConfig, split: str, isolated: Collection[int], elements: Collection[int]
+) -> str:
+    """Return how the zeros of energy of a file are got, by element.
+
+    Parameters
+    ----------
+    isolated, elements
+        Atomic numbers of the isolated atoms of the file, and of its frames.
+    """
+    if not _fits_references(config):
+        return "the base model's"
+    if split != "train":
+        return "as for train"
+    symbols = {
+        "isolated atom": [chemical_symbols[z] for z in sorted(isolated)],
+        "fitted": [chemical_symbols[z] for z in sorted(set(elements) - set(isolated))],
+    }
+    return "\n".join(f"{how}: {' '.join(of)}" for how, of in symbols.items() if of)
+
+
+def unused_isolated(config: FinetuneConfig, split: str, isolated: Collection[int]) -> list[str]:
+    """Return what is said of isolated atoms that set no reference."""
+    if not isolated or (split == "train" and _fits_references(config)):
+        return []
+    why = "those of train count" if _fits_references(config) else "--e0s keep"
+    return [f"isolated atoms: {why}"]
 
 
 def fate_of_isolated(config: FinetuneConfig, split: str, isolated: dict[int, Frame]) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from e3sparse.errors import DataError
 from e3sparse.frames.oddities import shared
 from e3sparse.frames.on_disk import read_set, take
-from e3sparse.frames.reading import Frame
+from e3sparse.frames.reading import Frame, Reading
 from e3sparse.potentials.backends import Potential, load_potential
 from e3sparse.training.config import FinetuneConfig
 from e3sparse.training.waiting import announce
@@ -30,12 +30,15 @@ class Inputs(NamedTuple):
         Isolated atoms of each file, by atomic number.
     notes
         What is to be said of how the files were read.
+    readings
+        What was read of each file.
     """
 
     potential: Potential
     splits: dict[str, Sequence[Frame]]
     isolated: dict[str, dict[int, Frame]]
     notes: list[str]
+    readings: dict[str, Reading]
 
 
 def load_inputs(config: FinetuneConfig, console: Console) -> Inputs:
@@ -59,10 +62,11 @@ def load_inputs(config: FinetuneConfig, console: Console) -> Inputs:
 
     isolated: dict[str, dict[int, Frame]] = {}
     notes: list[str] = []
+    readings: dict[str, Reading] = {}
 
     def read(name: str, path: Path) -> Sequence[Frame]:
         announce(path, console)
-        frames, isolated[name], said = read_set(
+        found = readings[name] = read_set(
             path,
             config.keys,
             known=potential.species.numbers,
@@ -71,7 +75,8 @@ def load_inputs(config: FinetuneConfig, console: Console) -> Inputs:
             skip_faulty=config.skip_faulty,
             in_memory=config.in_memory,
         )
-        notes.extend(said)
+        frames, isolated[name] = found.frames, found.isolated
+        notes.extend(found.notes)
         if not config.energy_only and np.isnan(frames[0].forces).all():
             raise DataError(
                 f"{path} has energies and no forces ('{config.keys.forces}'), from which little "
@@ -86,7 +91,7 @@ def load_inputs(config: FinetuneConfig, console: Console) -> Inputs:
         splits["train"], splits["valid"] = _hold_out(config, splits["train"])
     if config.test is not None:
         splits["test"] = read("test", config.test)
-    return Inputs(potential, splits, isolated, [*notes, *shared(splits)])
+    return Inputs(potential, splits, isolated, [*notes, *shared(splits)], readings)
 
 
 def _hold_out(

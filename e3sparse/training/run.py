@@ -108,7 +108,8 @@ def finetune(
             overwrite=overwrite or dry_run,
         )
     made_of = digests(config.files())
-    potential, splits, isolated, notes = load_inputs(config, console)
+    inputs = load_inputs(config, console)
+    potential, splits, isolated, notes, _ = inputs
     base = fingerprint(potential.module)
     if resume:
         folder.go_on(base=base, inputs=made_of)
@@ -118,7 +119,7 @@ def finetune(
         + " frames",
         markup=False,
     )
-    console.print(what_was_read(splits))
+    console.print(what_was_read(config, inputs))
     for note in notes:
         console.print(note, soft_wrap=True, markup=False)
     if config.method == "scratch":

@@ -1,37 +1,41 @@
 """What a run says of its files before it trains, and what it refuses to train on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import numpy as np
-from ase.data import chemical_symbols
 from rich.console import Console
 from rich.table import Table
 
 from e3sparse.errors import DataError
-from e3sparse.frames.evaluation import PERIODICITY, Predictions
+from e3sparse.frames.evaluation import Predictions
 from e3sparse.frames.facts import facts_of
 from e3sparse.frames.reading import Frame
 from e3sparse.training.config import FinetuneConfig
+from e3sparse.training.energy_zero import source_of_references, unused_isolated
+from e3sparse.training.files_table import read_row, table_of_files
+from e3sparse.training.inputs import Inputs
 from e3sparse.training.plausibility import doubts, faulty_frames, other_units, said
 
 
-def what_was_read(splits: Mapping[str, Sequence[Frame]]) -> Table:
-    """Return a table of frames, elements, periodicity and labels of each split."""
-    table = Table("", "frames", "atoms", "elements", "kinds", "energies", "forces", "stresses")
-    for name, frames in splits.items():
-        facts = facts_of(frames)
-        kinds = [PERIODICITY[n] for n in facts.periodic]
-        table.add_row(
-            name,
-            str(len(frames)),
-            f"{facts.atoms.sum():,}",
-            " ".join(chemical_symbols[z] for z in sorted(facts.there)),
-            ", ".join(f"{kinds.count(kind)} {kind}" for kind in PERIODICITY if kind in kinds),
-            str((~np.isnan(facts.energy)).sum()),
-            str(facts.forces.sum()),
-            str(facts.stress.sum()),
+def what_was_read(config: FinetuneConfig, inputs: Inputs) -> Table:
+    """Return a table of the files of a run: what they hold, and what is done with it."""
+    rows = []
+    for name, reading in inputs.readings.items():
+        used_for, path = name, getattr(config, name)
+        if name == "train" and config.valid is None:
+            parts = (f"{len(inputs.splits[part]):,} {part}" for part in ("train", "valid"))
+            used_for = ", ".join(parts)
+        rows.append(
+            read_row(
+                path,
+                reading,
+                references=source_of_references(
+                    config, name, reading.isolated, facts_of(reading.frames).there
+                ),
+                used_for=used_for,
+                left_out=unused_isolated(config, name, reading.isolated),
+            )
         )
-    return table
+    return table_of_files(rows)
 
 
 def examined(

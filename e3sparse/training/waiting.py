@@ -1,6 +1,7 @@
 """What is shown while large files are read and many frames are evaluated."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +26,13 @@ def predict_with_bar(
     potential: Potential, frames: Sequence[Frame], what: str, console: Console
 ) -> Predictions:
     """Evaluate a potential as `predict` does, under a bar that goes when it is full."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=len(frames))
-        return predict(potential, frames, done=lambda count: bar.advance(task, count))
+    with bar(what, len(frames), console) as advance:
+        return predict(potential, frames, done=advance)
+
+
+@contextmanager
+def bar(what: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
+    """Show a bar, which goes when it is full; yield what is told how much more was done."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)

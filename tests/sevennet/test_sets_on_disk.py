@@ -12,12 +12,16 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
+from rich.console import Console
+from support import load
 
 from e3sparse.errors import DataError, Interrupted
 from e3sparse.frames.facts import facts_of
 from e3sparse.frames.labels import LabelKeys
 from e3sparse.frames.on_disk import FramesOnDisk, read_set, sample, take, without
 from e3sparse.frames.reading import Frame
+from e3sparse.training import assessment
+from e3sparse.training.assessment import assess
 from e3sparse.training.config import make_config
 from e3sparse.training.module import FineTuning
 from e3sparse.training.run import finetune
@@ -211,3 +215,25 @@ def test_a_wrong_number_of_atoms_in_a_large_file_is_said(wrong, database, tmp_pa
     path.write_text(wrong + text[text.index("\n") :])
     with pytest.raises(DataError, match=r"set\.xyz cannot be read"):
         read(path)
+
+
+@pytest.mark.parametrize("fit", [False, True])
+def test_errors_of_a_set_on_disk_are_those_in_memory(fit, tiny_checkpoint, large, monkeypatch):
+    monkeypatch.setattr(assessment, "_AT_A_TIME", 7)
+    held = []
+    original = assessment.counted_errors
+    monkeypatch.setattr(
+        assessment, "counted_errors", lambda f, *of: (held.append(len(f)), original(f, *of))[1]
+    )
+    options = {"fit": fit, "skip_faulty": False, "console": Console(quiet=True)}
+    keys = LabelKeys(energy="energy", forces="forces")
+    potential = load(tiny_checkpoint, torch.float64)
+    inside = assess(potential, large, keys, **options)
+    assert held == [COUNT]
+    outside = assess(potential, large, keys, **options, in_memory=0)
+    assert held[1:] == [7] * 14 + [2]
+    assert isinstance(outside.reading.frames, FramesOnDisk)
+    assert inside.errors.keys() == outside.errors.keys()
+    for name, value in inside.errors.items():
+        assert outside.errors[name] == pytest.approx(value, rel=1e-9), name
+    assert inside.reading.account == outside.reading.account
