@@ -10,10 +10,12 @@ from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
+from ase.neighborlist import neighbor_list
 
 from e3sparse.errors import DataError
 from e3sparse.frames.evaluation import Predictions
 from e3sparse.frames.facts import facts_of
+from e3sparse.frames.faults import _neighbours
 from e3sparse.frames.labels import LabelKeys
 from e3sparse.frames.oddities import shared
 from e3sparse.frames.on_disk import read_set
@@ -329,6 +331,16 @@ def test_zero_forces_of_some_atoms_are_doubted(seen):
 
     (said,) = doubts(changed(frames, "forces", one_held), predicted)
     assert said.startswith("16 atoms of 16 frames have forces of exactly 0")
+
+
+@pytest.mark.parametrize("cutoff", [1.2, 3.0, 8.0])
+def test_pairs_of_a_molecule_are_those_of_ase(cutoff):
+    atoms = molecule("CH3CH2OH")
+    ours, theirs = _neighbours(atoms, cutoff), neighbor_list("ijd", atoms, cutoff)
+    order = np.lexsort((theirs[1], theirs[0]))
+    assert len(order) > 0
+    for one, two in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, two[order], rtol=1e-12)
 
 
 def test_an_atom_alone_is_no_bond(tmp_path):
