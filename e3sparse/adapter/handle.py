@@ -14,7 +14,7 @@ from e3sparse.adapter.hub import upload
 from e3sparse.adapter.saving import save
 from e3sparse.adapter.sparsity import LayerRow, Sparsity, Summary
 from e3sparse.adapter.state import Record, State
-from e3sparse.adapter.statistics import statistics
+from e3sparse.adapter.statistics import BufferWatch, statistics
 from e3sparse.deltas import Delta, Method, ParamGroup
 from e3sparse.errors import PatchError
 from e3sparse.layers.injection import LayerDeltas
@@ -143,6 +143,17 @@ class Adapter:
                 "with e3sparse.adapter.statistics.register_statistics, and they are held still.",
                 stacklevel=3,
             )
+
+    @contextmanager
+    def accepting_buffers(self) -> Iterator[None]:
+        """Take what the block does to buffers for what the base model has now.
+
+        As for energy references, which go into the model with the adapter.
+        """
+        moved = self._state.moved_buffers(self.model)
+        yield
+        if not moved:
+            self._state.watch = BufferWatch(self.model)
 
     def deltas(self) -> dict[str, Delta]:
         """Return the delta of each layer, by module path."""

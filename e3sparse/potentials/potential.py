@@ -305,5 +305,6 @@ class Potential(ABC):
             constants=self.constants,
             **options,
         )
-        self.shift_energies(adapter.energy_references)
+        with adapter.accepting_buffers():
+            self.shift_energies(adapter.energy_references)
         return adapter

@@ -1,5 +1,7 @@
 """A MACE adapter is refused on a model that would answer otherwise, and on no other."""
 
+import warnings
+
 import pytest
 import torch
 from mace_models import load
@@ -85,3 +87,24 @@ def test_the_same_model_without_the_backend(tiny_file, tmp_path):
 def test_an_adapter_of_float64(tiny_file, tmp_path):
     random_deltas(load(tiny_file, torch.float64), "linear").save_pretrained(tmp_path)
     assert load(tiny_file).load_adapter(tmp_path).sparsity().updated > 0
+
+
+def test_the_references_that_come_with_an_adapter_are_no_surprise(folder, tiny_file):
+    potential = load(tiny_file)
+    before = potential.module.atomic_energies_fn.atomic_energies.clone()
+    potential.load_adapter(folder)
+    assert not torch.equal(potential.module.atomic_energies_fn.atomic_energies, before)
+    potential.load_adapter(folder, name="another")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        e3sparse.merge(potential.module)
+
+
+def test_the_control_is_a_buffer_that_somebody_else_moved(folder, tiny_file):
+    potential = load(tiny_file)
+    adapter = potential.load_adapter(folder)
+    potential.module.scale_shift.scale += 1.0
+    with adapter.accepting_buffers():  # which excuses no change from before
+        potential.shift_energies({8: 0.5})
+    with pytest.warns(UserWarning, match=r"its buffers .*scale_shift.scale"):
+        e3sparse.merge(potential.module)
