@@ -19,6 +19,15 @@ from e3sparse.cli.options import (
     StressKey,
     TrustOption,
 )
+from e3sparse.cli.robust import (
+    BaseOption,
+    ElementsOption,
+    RobustFlags,
+    RobustOption,
+    SeedOption,
+    StepsOption,
+    print_looks,
+)
 from e3sparse.cli.tables import out, print_errors
 from e3sparse.errors import ConfigError
 
@@ -28,7 +37,9 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: ModelArgument,
-    data: Annotated[list[Path], typer.Option(help="Labelled frames; may be repeated.")],
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Labelled frames; may be repeated.")
+    ] = None,
     adapter: Annotated[Path | None, typer.Option(help="Adapter folder to put on first.")] = None,
     spins: SpinsOption = None,
     backend: BackendOption = None,
@@ -52,10 +63,19 @@ def evaluate(
     ] = False,
     trust_model: TrustOption = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures here too.")] = None,
+    robust: RobustOption = False,
+    base: BaseOption = None,
+    elements: ElementsOption = None,
+    steps: StepsOption = None,
+    seed: SeedOption = None,
+    out_: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the figure of --robust.")
+    ] = None,
 ) -> None:
     """Print the errors of a model on labelled frames, per file and per element.
 
-    Isolated atoms, which have no forces, are left out.
+    Isolated atoms, which have no forces, are left out. With --robust: look at it where it was not
+    trained instead, next to its base; exit code 1 if something that held for the base does not.
     """
     from e3sparse.files import replacing
     from e3sparse.frames.evaluation import error_table
@@ -66,6 +86,11 @@ def evaluate(
 
     if e0s not in ("keep", "fit"):
         raise ConfigError(f"--e0s is 'keep' or 'fit', not '{e0s}'.")
+    asked = RobustFlags(base, elements, steps, seed, out_)
+    if not robust:
+        asked.refuse()
+    if not data and not robust:
+        raise ConfigError("Which frames? Give --data FILE, or look beyond them with --robust.")
     potential = _load(model, backend, head, device, dtype)
     if adapter is not None:
         potential.load_adapter(adapter)
@@ -73,6 +98,12 @@ def evaluate(
         from e3sparse.magnetism.saved_layers import with_forces
 
         potential = with_forces(potential, spins)
+    if robust:
+        if base is None and adapter is not None:
+            base = model
+        before = None if base is None else _load(base, backend, head, device, dtype)
+        print_looks(potential, before, data or [], asked, forces_key, json)
+        return
     given = {
         "energy": energy_key,
         "forces": forces_key,
@@ -84,7 +115,7 @@ def evaluate(
     rows: dict[str, dict[str, float]] = {}
     files: list[list[str]] = []
     notes: list[str] = []
-    for path in data:
+    for path in data or []:
         announce(path, out)
         found, reading = assess(
             potential, path, keys, fit=e0s == "fit", skip_faulty=skip_faulty, console=out

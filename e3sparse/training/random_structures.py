@@ -53,6 +53,11 @@ def _is_elementary(state: dict[str, Any] | None) -> bool:
     return state is not None and state["symmetry"] in _ELEMENTARY and "basis" not in state
 
 
+def known_solid(number: int) -> Atoms | None:
+    """Return the solid of an element, if ASE's data give all of it."""
+    return _solid(number) if _is_elementary(reference_states[number]) else None
+
+
 def _solid(number: int) -> Atoms:
     """Return the solid of an element, of two atoms or more: one alone has no force."""
     atoms = bulk(chemical_symbols[number])
