@@ -17,6 +17,9 @@ from e3sparse.layers.layouts import Layout
 
 ParamGroup = dict[str, Any]
 
+AVERAGE = "average"
+"""Where an optimizer that averages weights keeps their average, in the state of each."""
+
 
 class Method(BaseModel, ABC):
     """How a ΔW is parametrised: settings, checked and written to the adapter file.

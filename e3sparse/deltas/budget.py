@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from e3sparse.deltas.base import Method, ParamGroup, being_traced, largest
+from e3sparse.deltas.base import AVERAGE, Method, ParamGroup, being_traced, largest
 from e3sparse.layers.delta import Delta
 from e3sparse.layers.layouts import Layout
 
@@ -265,9 +265,10 @@ def _budgets(deltas: Sequence[Delta]) -> list[BudgetDelta]:
 
 
 def _copies(v: nn.Parameter, optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
-    """Return a parameter, and the copy of it from which a schedule-free optimizer steps.
+    """Return a parameter and the copies of it that its optimizer keeps.
 
-    The parameter is between that copy and its average, and would be drawn back to it.
+    Of a schedule-free one that is the copy from which it steps: the parameter is between that copy
+    and its average, and would be drawn back to it.
     """
     state = optimizer.state.get(v, {}) if optimizer is not None else {}
-    return [v, state["z"]] if "z" in state else [v]
+    return [v, *(state[name] for name in ("z", AVERAGE) if name in state)]

@@ -56,8 +56,16 @@ class FinetuneConfig(BaseModel):
         _RUN,
         ge=1,
     )
+    strategy: str = _setting(
+        "auto", "How devices share a step: auto, or one of Lightning's ddp_spawn strategies.", _RUN
+    )
     dtype: Literal["float32", "float64"] | None = _setting(
         None, "Precision of the training; that of the file if left out.", _RUN
+    )
+    matmul_precision: Literal["highest", "high", "medium"] = _setting(
+        "highest",
+        "Precision of float32 matrix products in the training: high is TensorFloat-32 on a GPU.",
+        _RUN,
     )
     accelerate: str = _setting(
         "auto",
@@ -66,6 +74,10 @@ class FinetuneConfig(BaseModel):
         _RUN,
     )
     out: Path = _setting(Path("run"), "Run folder to write.", _RUN)
+    logger: str | list[str] = _setting(
+        "csv", "tensorboard, wandb or mlflow, beside csv; may be repeated.", _RUN
+    )
+    trainer: dict[str, Any] = Field(default_factory=dict)
 
     train: Path = _setting(..., "Training frames, in any format that ASE reads.", _DATA)
     valid: Path | None = _setting(None, "Validation frames; a part of --train if left out.", _DATA)
@@ -156,6 +168,31 @@ class FinetuneConfig(BaseModel):
     optimizer: str = _setting(
         "schedule_free", "schedule_free, adamw (cosine decay) or sgd.", _TRAINING
     )
+    warmup: float | None = _setting(
+        None,
+        "Share of the steps in which the learning rate rises from 0. If left out: 0.05 for "
+        "schedule_free, 0 for others.",
+        _TRAINING,
+        ge=0,
+        lt=1,
+    )
+    ema: float | None = _setting(
+        None,
+        "Evaluate and write a moving average of the weights, which keeps this share of itself at "
+        "each step (MACE: 0.99). Not for schedule_free, which averages already.",
+        _TRAINING,
+        gt=0,
+        lt=1,
+    )
+    clip_grad: float = _setting(
+        10.0,
+        "Largest norm of a gradient, to which larger ones are scaled; 0 for no bound.",
+        _TRAINING,
+        ge=0,
+    )
+    accumulate: int = _setting(
+        1, "Batches whose mean gradient makes a step; for batches that do not fit.", _TRAINING, ge=1
+    )
     loss: LossWeights = _setting(LossWeights(), "The loss.", _TRAINING, flag="{}-weight")
     patience: int | None = _setting(
         None, "Validations without progress after which to stop.", _TRAINING, ge=1
@@ -196,6 +233,24 @@ class FinetuneConfig(BaseModel):
                 f"Optimizers: {', '.join(OPTIMIZERS)}"
             )
         return optimizer
+
+    @model_validator(mode="after")
+    def _is_averaged_once(self) -> Self:
+        if self.ema is not None and self.optimizer == "schedule_free":
+            raise ValueError(
+                "ema: schedule_free evaluates and writes an average of its weights already. Leave "
+                "ema out, or take optimizer adamw or sgd with it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lightning_takes_it(self) -> Self:
+        chosen = {"trainer", "logger", "strategy"} & self.model_fields_set
+        if chosen:  # Lightning takes a second to import
+            from e3sparse.training.trainer import check_trainer
+
+            check_trainer(self)
+        return self
 
     @model_validator(mode="after")
     def _has_a_delta(self) -> Self:

@@ -21,8 +21,8 @@ class ResumableSampler(DistributedSampler[Any]):
     ----------
     dataset, ranks, rank, seed
         As of `DistributedSampler`.
-    batch_size
-        Frames that each rank takes in a step.
+    batch_size, accumulate
+        Frames in a batch of each rank, and batches in a step.
     steps
         Returns the number of steps done.
     """
@@ -36,15 +36,20 @@ class ResumableSampler(DistributedSampler[Any]):
         seed: int,
         batch_size: int,
         steps: Callable[[], int],
+        accumulate: int = 1,
     ) -> None:
         super().__init__(dataset, num_replicas=ranks, rank=rank, seed=seed)
-        self.batch_size = batch_size
+        self.batch_size, self.accumulate = batch_size, accumulate
         self.steps = steps
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every frame is seen once."""
+        return -(-len(self) // (self.batch_size * self.accumulate))
+
     def __iter__(self) -> Iterator[Any]:
-        per_epoch = -(-len(self) // self.batch_size)
-        self.epoch, done = divmod(self.steps(), per_epoch)
-        return islice(super().__iter__(), done * self.batch_size, None)
+        self.epoch, done = divmod(self.steps(), self.steps_per_epoch)
+        return islice(super().__iter__(), done * self.accumulate * self.batch_size, None)
 
     def set_epoch(self, epoch: int) -> None:
         """Do nothing: Lightning's count is not ours."""
@@ -63,25 +68,49 @@ class Frames(LightningDataModule):
         valid_batch_size: int,
         seed: int,
         workers: int = 0,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
+        self.accumulate = accumulate
         self.workers = workers
         self.potential = potential
         self.train, self.valid = train, valid
         self.batch_size, self.valid_batch_size = batch_size, valid_batch_size
         self.seed = seed
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def sampler(self) -> ResumableSampler:
+        """Return the order of training frames."""
         trainer = self.trainer
-        sampler = ResumableSampler(
+        return ResumableSampler(
             self.train,
             ranks=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,
             seed=self.seed,
             batch_size=self.batch_size,
             steps=lambda: trainer.global_step if trainer else 0,
+            accumulate=self.accumulate,
         )
-        return loader(self.train, self.potential, self.batch_size, sampler, self.workers)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return loader(self.train, self.potential, self.batch_size, self.sampler(), self.workers)
+
+    def begin_step_anew(self, checkpoint: dict[str, Any]) -> None:
+        """Have Lightning forget the batches of a step that was not made, as the sampler does.
+
+        The gradients that they had added up are in no checkpoint.
+        """
+        done = checkpoint["global_step"] % self.sampler().steps_per_epoch * self.accumulate
+        if self.accumulate == 1 or (done == 0 and not self._within_epoch(checkpoint)):
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        whole = {"ready": done + 1, "started": done + 1, "processed": done, "completed": done}
+        progress["total"].update(whole)
+        progress["current"].update(whole)
+        progress["is_last_batch"] = False
+
+    def _within_epoch(self, checkpoint: dict[str, Any]) -> bool:
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        return bool(progress["processed"] < self.accumulate)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return loader(self.valid, self.potential, self.valid_batch_size, workers=self.workers)

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger
 
 from e3sparse.errors import DivergedError, Interrupted
 from e3sparse.training.checkpoints import SCORE, WholeCheckpoints, checkpoint_callbacks
@@ -20,6 +19,7 @@ from e3sparse.training.recovery import Recovery
 from e3sparse.training.run_folder import LAST, RunFolder
 from e3sparse.training.run_records import read_checkpoint
 from e3sparse.training.sparsity_levels import SparsityLevels, levels_of
+from e3sparse.training.trainer import further, further_callbacks, make_loggers, matmul_precision
 
 
 def fit(
@@ -54,30 +54,35 @@ def fit(
     if (adapter := module.adapter) is not None and levels_of(adapter):
         levels = SparsityLevels(adapter, folder.checkpoints)
         callbacks.append(levels)
+    callbacks += further_callbacks(config)
     if config.patience is not None:
         callbacks.append(Patience(config.patience))
     device = str(module.potential.device)
     # Lightning's advice (workers, log intervals) is about other workloads than ours.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), matmul_precision(config.matmul_precision):
         warnings.filterwarnings("ignore", module=r"lightning\..*")
         warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
         trainer = Trainer(
             accelerator="cpu" if device == "cpu" else "gpu",
             devices=config.devices,
             # Spawned ranks train and leave a checkpoint; only this process writes the results.
-            strategy="auto" if config.devices == 1 else "ddp_spawn",
+            strategy="ddp_spawn"
+            if config.devices > 1 and config.strategy == "auto"
+            else config.strategy,
             max_epochs=config.epochs if config.max_steps is None else -1,
             max_steps=config.max_steps or -1,
             check_val_every_n_epoch=config.valid_every,
             num_sanity_val_steps=0,
+            gradient_clip_val=config.clip_grad or None,
+            accumulate_grad_batches=config.accumulate,
             inference_mode=False,
-            log_every_n_steps=1,
-            logger=CSVLogger(folder.path, name="logs"),
+            logger=make_loggers(config, folder.path),
             callbacks=callbacks,
             plugins=[WholeCheckpoints(folder.listing().run)],
             enable_model_summary=False,
             use_distributed_sampler=False,
+            **{"log_every_n_steps": 1, **further(config)},
         )
         module.train()
         try:

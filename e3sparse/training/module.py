@@ -31,7 +31,7 @@ class FineTuning(LightningModule):
         None for full fine-tuning.
     loss
         The weighted loss.
-    optimizer, lr
+    optimizer, lr, warmup, ema
         See `e3sparse.training.optimizers`.
     fresh_lr
         Learning rate of layers that are no part of the base model.
@@ -52,6 +52,8 @@ class FineTuning(LightningModule):
         fresh_lr: float = FRESH_LR,
         replay: Replay | None = None,
         far_off: float = inf,
+        warmup: float | None = None,
+        ema: float | None = None,
     ) -> None:
         super().__init__()
         self.model = potential.module
@@ -63,6 +65,8 @@ class FineTuning(LightningModule):
         self.fresh_lr = fresh_lr
         self.replay = replay
         self.far_off = far_off
+        self.warmup, self.ema = warmup, ema
+        self._stepped = 0
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return what the optimizer holds."""
@@ -87,7 +91,9 @@ class FineTuning(LightningModule):
         if fresh:
             groups.append({"params": fresh, "lr": self.fresh_lr, "weight_decay": 0.0})
         steps = int(self.trainer.estimated_stepping_batches)
-        optimizer, scheduler = make_optimizer(self.optimizer_name, groups, steps)
+        optimizer, scheduler = make_optimizer(
+            self.optimizer_name, groups, steps, warmup=self.warmup, ema=self.ema
+        )
         if scheduler is None:
             return optimizer
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
@@ -114,7 +120,13 @@ class FineTuning(LightningModule):
         # Positions are leaves too, and nobody wants the gradient of the loss with respect to them.
         loss.backward(inputs=self.trained_parameters())
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.trainer.datamodule.begin_step_anew(checkpoint)  # type: ignore[attr-defined]
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
+        if self.trainer.global_step == self._stepped:
+            return  # more batches are to come before the step
+        self._stepped = self.trainer.global_step
         if self.adapter is not None:
             self.adapter.step(self._progress(), optimizer=self.trainer.optimizers[0])
         # Lightning validates when it is told to stop, but not where its steps run out: the end of
@@ -127,6 +139,7 @@ class FineTuning(LightningModule):
         return self.trainer.global_step / int(self.trainer.estimated_stepping_batches)
 
     def on_train_start(self) -> None:
+        self._stepped = self.trainer.global_step
         if self.adapter is not None:
             self.adapter.resume_at(self.trainer.global_step, self._progress())
         self._swap(averaged=False)

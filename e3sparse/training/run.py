@@ -186,6 +186,8 @@ def finetune(
         fresh_lr=config.spin_lr,
         replay=Replay.of(to_replay, potential, config) if to_replay else None,
         far_off=inf if config.allow_worse else recovery.far_off,
+        warmup=config.warmup,
+        ema=config.ema,
     )
     data = Frames(
         potential,
@@ -195,6 +197,7 @@ def finetune(
         valid_batch_size=config.valid_batch_size,
         seed=config.seed,
         workers=config.workers,
+        accumulate=config.accumulate,
     )
     if adapter is not None and adapter.method.calibrated and not resume:
         some = data.train

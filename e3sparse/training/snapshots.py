@@ -32,6 +32,7 @@ class Snapshot:
                 tensor.copy_(self.tensors[name])
         now = [{key: group[key] for key in but if key in group} for group in optimizer.param_groups]
         optimizer.load_state_dict(deepcopy(self.optimizer))
+        optimizer.zero_grad()  # of batches of a step that is still to come
         for group, settings in zip(optimizer.param_groups, now, strict=True):
             group.update(settings)
 

@@ -79,8 +79,8 @@ def test_what_is_given_is_what_was_said(arguments, expected):
 
 
 def test_every_setting_of_a_run_has_a_flag():
-    # These two are dictionaries, which `--set` and `--set-spins` fill.
-    of_dictionaries = {"method_settings", "spin_settings"}
+    # Dictionaries, which `--set` and `--set-spins` fill, or a file of settings alone.
+    of_dictionaries = {"method_settings", "spin_settings", "trainer"}
     places = {option.place[0] for option in options_of(FinetuneConfig)}
     assert places == set(FinetuneConfig.model_fields) - of_dictionaries
 
