@@ -71,6 +71,8 @@ def _lines(config: AdapterConfig) -> Iterator[str]:
     yield from ("", "| | |", "|---|---|", f"| base model | {base} |")
     yield f"| method | {config.method}{_settings(config.settings)} |"
     yield f"| targets | {_cell(config.targets)} |"
+    if config.scale != 1:
+        yield f"| scale | {config.scale:g}, by which the changes are multiplied |"
     updated = f"{config.sparsity.get('updated', 0):,.0f}"
     yield f"| updated entries | {updated} in {len(config.layers)} layers |"
     yield (

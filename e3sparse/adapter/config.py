@@ -3,18 +3,36 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from e3sparse.adapter.identity import BaseIdentity
-from e3sparse.adapter.stored import FORMAT_VERSION, FolderKind, StoredConfig, check_shape
+from e3sparse.adapter.stored import (
+    FORMAT_VERSION,
+    NEWEST_VERSION,
+    FolderKind,
+    StoredConfig,
+    check_shape,
+)
 from e3sparse.layers.layouts import Layout
 
 CONFIG_NAME = "adapter_config.json"
 TENSORS_NAME = "adapter_model.safetensors"
+SCALED_VERSION = NEWEST_VERSION
+"""Format version of an adapter whose scale is not 1, which earlier readers would leave out."""
 
 __all__ = [
     "CONFIG_NAME",
     "FORMAT_VERSION",
+    "SCALED_VERSION",
     "TENSORS_NAME",
     "AdapterConfig",
     "BlockEntry",
@@ -61,7 +79,8 @@ class AdapterConfig(StoredConfig):
     """What `adapter_config.json` holds. Species are atomic numbers, energies eV.
 
     Files of format version 1 have no `base`: of the model that they belong to they know the hash of
-    all parameters, `base_fingerprint`, alone.
+    all parameters, `base_fingerprint`, alone. `scale` is said where it is not 1, which makes a file
+    one of version 3.
     """
 
     e3sparse_version: str
@@ -74,11 +93,19 @@ class AdapterConfig(StoredConfig):
     method: str
     settings: dict[str, Any]
     targets: str
+    scale: FiniteFloat = 1.0
     species: list[int]
     energy_references: dict[int, FiniteFloat] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
     sparsity: dict[str, float]
     layers: dict[str, LayerEntry]
+
+    @model_serializer(mode="wrap")
+    def _said(self, said: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = said(self)
+        if self.scale == 1:
+            fields.pop("scale", None)
+        return fields
 
 
 ADAPTER_FOLDER = FolderKind(

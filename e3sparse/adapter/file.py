@@ -66,7 +66,8 @@ def load(
     for path, layout in layouts.items():
         delta = decode(path, layout, tensors)
         reference = _reference(model, path, layout)
-        if not torch.isfinite(delta().detach().to(reference.dtype)).all():
+        added = delta().detach().to(reference.dtype) * config.scale
+        if not torch.isfinite(added).all():
             raise AdapterFileError(
                 f"The values of layer '{path}' are too large for {reference.dtype}, the precision "
                 "of this model."
@@ -97,12 +98,13 @@ def load(
         moving_statistics=trainable and bool(own_statistics),
         statistics=own_statistics or None,
     )
+    adapter.scale = config.scale
     adapter.energy_references.update(config.energy_references)
     return adapter
 
 
 def read_values(directory: str | Path) -> dict[str, Tensor]:
-    """Read ΔW of each layer, in the weight's shape, without a model.
+    """Read what an adapter adds to each layer, in the weight's shape, without a model.
 
     Raises
     ------
@@ -117,7 +119,8 @@ def read_values(directory: str | Path) -> dict[str, Tensor]:
         flat = values if indices is None else values.new_zeros(numel)
         if indices is not None:
             flat[indices] = values
-        found[path] = flat.reshape(entry.shape)
+        scaled = flat if config.scale == 1 else flat * config.scale
+        found[path] = scaled.reshape(entry.shape)
     return found
 
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from e3sparse.adapter.sparsity import LayerRow, Sparsity, Summary
 from e3sparse.adapter.state import Record, State
 from e3sparse.adapter.statistics import BufferWatch, statistics
 from e3sparse.deltas import Delta, Method, ParamGroup
-from e3sparse.errors import PatchError
+from e3sparse.errors import ConfigError, PatchError
 from e3sparse.layers.injection import LayerDeltas
 from e3sparse.layers.layouts import Layout, Species
 from e3sparse.layers.merging import check_fold, full_precision
@@ -42,9 +43,10 @@ class Adapter:
         if record is None:
             return f"<Adapter '{self.name}': removed>"
         where = "merged" if self.merged else "in the model" if self.attached else "taken out"
+        times = "" if self.scale == 1 else f", times {self.scale:g}"
         return (
-            f"<Adapter '{self.name}': {self.method.name} on {len(self.layouts)} layers, {where}, "
-            f"{self.sparsity()}>"
+            f"<Adapter '{self.name}': {self.method.name}{times} on {len(self.layouts)} layers, "
+            f"{where}, {self.sparsity()}>"
         )
 
     @property
@@ -110,6 +112,38 @@ class Adapter:
             layer.switch(self.name, on)
         self._state.settle_statistics(self.model)
 
+    @property
+    def scale(self) -> float:
+        """How often ΔW counts: the model works with W + s·ΔW, or w·(1 + s·ΔW). 1 unless it is set.
+
+        So s = 0 is the base model, and between 0 and 1 the weights are on the straight line. Set it
+        while the adapter is in the model or taken out; a merge folds s·ΔW, and the file of a saved
+        adapter says s. Energy references are the zero of the labels' energies, and running
+        statistics no differences: both stay as they are.
+
+        Raises
+        ------
+        ConfigError
+            If it is set to what is no finite number.
+        PatchError
+            If it is set while the adapter is merged.
+        """
+        return self._record.scale
+
+    @scale.setter
+    def scale(self, factor: float) -> None:
+        if self.merged:
+            raise PatchError(
+                f"Adapter '{self.name}' is merged at a scale of {self.scale:g}: restore() or "
+                "attach() it first, set the scale, and merge again."
+            )
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not isfinite(factor):
+            raise ConfigError(f"The scale of an adapter is a finite number, not {factor!r}.")
+        self._record.scale = float(factor)
+        if self.attached:
+            for layer in self._layers().values():
+                layer.multiply(self.name, self.scale)
+
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Leave this adapter out while the block runs."""
@@ -164,7 +198,12 @@ class Adapter:
 
     @torch.no_grad()
     def values(self) -> dict[str, Tensor]:
-        """Return ΔW of each layer, by module path."""
+        """Return what the adapter adds to each layer, s·ΔW, by module path."""
+        values, scale = self._unscaled(), self.scale
+        return values if scale == 1 else {path: v * scale for path, v in values.items()}
+
+    @torch.no_grad()
+    def _unscaled(self) -> dict[str, Tensor]:
         return {path: delta().detach() for path, delta in self.deltas().items()}
 
     def parameters(self) -> list[nn.Parameter]:
@@ -393,7 +432,7 @@ class Adapter:
             Path(directory),
             self._state,
             self._record,
-            self.values(),
+            self._unscaled(),
             self.statistics(),
             self.sparsity(),
             **metadata,

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from e3sparse.adapter.config import ADAPTER_FOLDER, FORMAT_VERSION, AdapterConfig, LayerEntry
+from e3sparse.adapter.config import (
+    ADAPTER_FOLDER,
+    FORMAT_VERSION,
+    SCALED_VERSION,
+    AdapterConfig,
+    LayerEntry,
+)
 from e3sparse.adapter.encoding import encode
 from e3sparse.adapter.fingerprint import clebsch_gordan_probe, e3nn_version
 from e3sparse.adapter.sparsity import Sparsity
@@ -40,7 +46,7 @@ def save(
     state, record
         What is known of the model and of the adapter.
     values
-        ΔW of each layer, by module path.
+        ΔW of each layer, by module path, not multiplied by the adapter's scale.
     statistics
         The running statistics that belong to the adapter, by buffer name.
     counts
@@ -63,7 +69,7 @@ def save(
                 f"The values of layer '{path}' are not all finite numbers: the training diverged."
             )
     config = AdapterConfig(
-        format_version=FORMAT_VERSION,
+        format_version=FORMAT_VERSION if record.scale == 1 else SCALED_VERSION,
         e3sparse_version=__version__,
         e3nn_version=e3nn_version(),
         framework=dict(framework or {}),
@@ -75,6 +81,7 @@ def save(
         method=record.method.name,
         settings=record.method.model_dump(),
         targets=record.targets,
+        scale=record.scale,
         species=list(state.species.numbers),
         energy_references=dict(record.energy_references),
         metrics=dict(metrics or {}),

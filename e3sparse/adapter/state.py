@@ -39,6 +39,7 @@ class Record:
     energy_references: dict[int, float] = field(default_factory=dict)
     moving: bool = False  # whether running statistics move in this adapter's training
     statistics: dict[str, Tensor] | None = None  # its own, by buffer name, while out of the model
+    scale: float = 1.0  # how often ΔW counts
 
     @property
     def owns_statistics(self) -> bool:
@@ -91,7 +92,7 @@ class State:
             if like is not None:
                 delta.to(dtype=like.dtype, device=like.device)
             layer = inject(module, record.layouts[path])
-            layer.put_in(name, delta)
+            layer.put_in(name, delta, record.scale)
             layer.order(list(self.records))
         record.parked = None
         self.rescale(model)

@@ -23,6 +23,8 @@ from e3sparse.files import replacing
 from e3sparse.version import __version__
 
 FORMAT_VERSION = 2
+NEWEST_VERSION = 3
+"""Version 3 is of what an older e3sparse must not take for something else: scaled adapters."""
 LARGEST = 2**31
 """No tensor has more entries: indices are int32."""
 _DIGEST = "digest"
@@ -136,10 +138,10 @@ class FolderKind(Generic[Config]):
                 f"{path} is not valid JSON ({error}): it may be cut off."
             ) from None
         version = raw.get("format_version") if isinstance(raw, dict) else None
-        if isinstance(version, int) and version > FORMAT_VERSION:
+        if isinstance(version, int) and version > NEWEST_VERSION:
             raise AdapterFileError(
                 f"{path} has format version {version}, and this e3sparse "
-                f"({__version__}) reads up to {FORMAT_VERSION}: upgrade e3sparse."
+                f"({__version__}) reads up to {NEWEST_VERSION}: upgrade e3sparse."
             )
         try:
             return self.config_type.model_validate(raw), raw

@@ -41,6 +41,12 @@ def evaluate(
         list[Path] | None, typer.Option(help="Labelled frames; may be repeated.")
     ] = None,
     adapter: Annotated[Path | None, typer.Option(help="Adapter folder to put on first.")] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            help="Multiply the changes of --adapter by this, instead of by its own scale."
+        ),
+    ] = None,
     spins: SpinsOption = None,
     backend: BackendOption = None,
     head: HeadOption = None,
@@ -91,9 +97,13 @@ def evaluate(
         asked.refuse()
     if not data and not robust:
         raise ConfigError("Which frames? Give --data FILE, or look beyond them with --robust.")
+    if scale is not None and adapter is None:
+        raise ConfigError("--scale multiplies the changes of an adapter: give --adapter too.")
     potential = _load(model, backend, head, device, dtype)
     if adapter is not None:
-        potential.load_adapter(adapter)
+        loaded = potential.load_adapter(adapter)
+        if scale is not None:
+            loaded.scale = scale
     if spins is not None:
         from e3sparse.magnetism.saved_layers import with_forces
 
@@ -140,6 +150,13 @@ def merge(
     model: ModelArgument,
     adapter: Annotated[list[Path], typer.Option(help="Adapter folder; several are added up.")],
     out_: Annotated[Path, typer.Option("--out", help="Model file to write.")],
+    scale: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Multiply the changes by this, instead of by the adapter's own scale: one for all "
+            "adapters, or one for each, in their order."
+        ),
+    ] = None,
     backend: BackendOption = None,
     head: HeadOption = None,
     trust_model: TrustOption = False,
@@ -150,10 +167,18 @@ def merge(
 
     if out_.exists() and not overwrite:
         raise ConfigError(f"{out_} exists. Give another --out, or --overwrite.")
+    if scale and len(scale) not in (1, len(adapter)):
+        raise ConfigError(
+            f"There are {len(adapter)} adapters and {len(scale)} scales: give --scale once, or "
+            "once for each --adapter."
+        )
     potential = _load(model, backend, head, "cpu", None)
     for number, folder in enumerate(adapter):
         loaded = potential.load_adapter(folder, name=f"adapter{number}")
-        out.print(f"{folder}: {loaded.sparsity()}")
+        if scale:
+            loaded.scale = scale[number if len(scale) > 1 else 0]
+        times = "" if loaded.scale == 1 else f" times {loaded.scale:g}"
+        out.print(f"{folder}{times}: {loaded.sparsity()}")
     patching.merge(potential.module)
     potential.save(out_)
     out.print(f"Wrote {out_}")

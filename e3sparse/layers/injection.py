@@ -11,9 +11,10 @@ import functools
 import inspect
 import operator
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -57,6 +58,9 @@ def _under_saving_hooks() -> bool:
 class LayerDeltas(nn.Module):
     """The deltas on one layer, by the name of the adapter that they belong to."""
 
+    # Of the class, so that models pickled before there were factors have it too.
+    factors: Mapping[str, float] = MappingProxyType({})
+
     def __init__(self, layout: Layout) -> None:
         super().__init__()
         self.layout = layout
@@ -69,15 +73,27 @@ class LayerDeltas(nn.Module):
         assert isinstance(delta, Delta)
         return delta
 
-    def put_in(self, name: str, delta: Delta) -> None:
-        """Add a delta and switch it on."""
+    def put_in(self, name: str, delta: Delta, factor: float = 1.0) -> None:
+        """Add a delta, to be multiplied by `factor`, and switch it on."""
         self.deltas[name] = delta
+        self.multiply(name, factor)
         self.switch(name, True)
 
     def take_out(self, name: str) -> None:
         """Take a delta out."""
         self.switch(name, False)
+        self.multiply(name, 1.0)
         del self.deltas[name]
+
+    def multiply(self, name: str, factor: float) -> None:
+        """Let a delta count `factor` times."""
+        others = {n: f for n, f in self.factors.items() if n != name}
+        self.factors = others if factor == 1 else others | {name: factor}
+
+    def counted(self, name: str) -> Tensor:
+        """Return ΔW of one adapter times its factor."""
+        values: Tensor = self.deltas[name]()
+        return values * self.factors[name] if name in self.factors else values
 
     def switch(self, name: str, on: bool) -> None:
         """Switch a delta on or off; sums are formed in the order of adding, not of switching."""
@@ -96,7 +112,7 @@ class LayerDeltas(nn.Module):
         def make() -> Tensor:
             total: Tensor | None = None
             for name in self.active:
-                values = self.deltas[name]()
+                values = self.counted(name)
                 total = values if total is None else total + values
             if total is not None and self.scale is not None:
                 total = total * self.scale.to(total)
@@ -111,7 +127,7 @@ class LayerDeltas(nn.Module):
         def make() -> dict[str, Tensor]:
             summed = dict(weights)
             for name in self.active:
-                for part, values in self.layout.split(self.deltas[name]()).items():
+                for part, values in self.layout.split(self.counted(name)).items():
                     summed[part] = summed[part] + values
             return summed
 
@@ -124,7 +140,7 @@ class LayerDeltas(nn.Module):
         def make() -> Tensor | None:
             factor: Tensor | None = None
             for name in self.active:
-                values = 1 + self.deltas[name]()
+                values = 1 + self.counted(name)
                 factor = values if factor is None else factor * values
             return factor
 
@@ -136,7 +152,8 @@ class LayerDeltas(nn.Module):
         sums = None if torch.compiler.is_compiling() else _SUMS.get()
         if sums is None or _under_saving_hooks():
             return make()
-        key = (id(self), torch.is_grad_enabled(), tuple(self.active))
+        factors = tuple(self.factors.items())
+        key = (id(self), torch.is_grad_enabled(), tuple(self.active), factors)
         inputs = [*weights, *(p for name in self.active for p in self.deltas[name].parameters())]
         if key in sums:
             made_of, made = sums[key]

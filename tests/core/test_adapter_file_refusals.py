@@ -115,7 +115,7 @@ def flipped(probe):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (set_field("format_version", 3), "has format version 3, and this .*: upgrade e3sparse"),
+        (set_field("format_version", 4), "has format version 4, and this .*: upgrade e3sparse"),
         (set_field("format_version", "2"), "format.version"),
         (set_field("format_version", 2.0), "format.version"),
         (set_field("format_version", None), "is not an adapter config: format_version"),
@@ -197,5 +197,5 @@ def test_a_refusal_leaves_another_adapter_alone(folder):
 
 def test_each_version_of_the_file_names_the_reader(folder):
     edit_config(folder, set_field("format_version", 7))
-    with pytest.raises(AdapterFileError, match=f"e3sparse .{e3sparse.__version__}. reads up to 2"):
+    with pytest.raises(AdapterFileError, match=f"e3sparse .{e3sparse.__version__}. reads up to 3"):
         read_config(folder)
