@@ -20,7 +20,9 @@ from e3sparse.errors import ConfigError
 def convert(
     source: Annotated[list[Path], typer.Argument(help="File or folder; several are joined.")],
     form: Annotated[str, typer.Option("--format", help="mptrj, deepmd, rmd17 or vasp.")],
-    out: Annotated[Path, typer.Option(help="XYZ file to write; with --split a folder.")],
+    out: Annotated[
+        Path, typer.Option(help="File to write, .xyz or .db (a database); with --split a folder.")
+    ],
     split: Annotated[
         str | None,
         typer.Option(
@@ -31,6 +33,12 @@ def convert(
     magnetic: Annotated[
         bool,
         typer.Option("--magnetic", help="Only frames with a moment > 0.1 μ_B and < 100 atoms."),
+    ] = False,
+    database: Annotated[
+        bool,
+        typer.Option(
+            "--database", help="With --split: databases (.db), which stay on disk in a training."
+        ),
     ] = False,
     skip_faulty: Annotated[
         bool, typer.Option("--skip-faulty", help="Leave wrong frames out and name them.")
@@ -50,7 +58,10 @@ def convert(
     dealt = None if split is None else Split.parse(split, seed)
     if dealt is None and out.is_dir():
         raise ConfigError(f"{out} is a folder. Give a file as --out, or a --split.")
-    wanted = [out] if dealt is None else [out / f"{name}.xyz" for name in dealt.wanted()]
+    if database and dealt is None:
+        raise ConfigError("--database goes with --split; without, end the name of --out in .db.")
+    suffix = ".db" if database else ".xyz"
+    wanted = [out] if dealt is None else [out / f"{name}{suffix}" for name in dealt.wanted()]
     there = [str(path) for path in wanted if path.exists()]
     if there and not overwrite:
         raise ConfigError(f"{', '.join(there)} exists. Give another --out, or --overwrite.")
@@ -81,6 +92,7 @@ def convert(
             out,
             magnetic=magnetic,
             split=dealt,
+            database=database,
             skip_faulty=skip_faulty,
             advance=advance,
         )

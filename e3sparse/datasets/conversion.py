@@ -6,10 +6,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ase.io.extxyz import write_extxyz
-
 from e3sparse.datasets.base import Entry, Format
 from e3sparse.datasets.splits import Split
+from e3sparse.datasets.writing import writer
 from e3sparse.errors import DataError
 from e3sparse.files import replacing
 
@@ -54,10 +53,11 @@ def convert(
     *,
     magnetic: bool = False,
     split: Split | None = None,
+    database: bool = False,
     skip_faulty: bool = False,
     advance: Callable[[int], None] = lambda position: None,
 ) -> Report:
-    """Check every frame of the sources and write them as extended XYZ.
+    """Check every frame of the sources and write them as extended XYZ, or as a database.
 
     Parameters
     ----------
@@ -66,11 +66,14 @@ def convert(
     sources
         Files or folders, read in this order.
     out
-        The file; with a split the folder, which gets `train.xyz`, `valid.xyz` and `test.xyz`.
+        The file, a database of ASE's if it ends in `.db`; with a split the folder, which gets
+        `train.xyz`, `valid.xyz` and `test.xyz`.
     magnetic
         Keep only frames with a moment above 0.1 μ_B and fewer than 100 atoms.
     split
         How groups (materials, systems, runs) are dealt out.
+    database
+        With a split: databases are written, `train.db` and so on.
     skip_faulty
         Leave frames that are wrong out and report them, instead of raising.
     advance
@@ -82,12 +85,11 @@ def convert(
         If a source or a frame is wrong, or a file would get no frame; nothing is written then.
     """
     report = Report()
-    paths = {name: out / f"{name}.xyz" for name in split.wanted()} if split else {"": out}
+    suffix = ".db" if database else ".xyz"
+    paths = {name: out / f"{name}{suffix}" for name in split.wanted()} if split else {"": out}
     with ExitStack() as stack:
-        files = {
-            name: stack.enter_context(
-                open(stack.enter_context(replacing(path)), "w", encoding="utf-8")
-            )
+        write = {
+            name: stack.enter_context(writer(stack.enter_context(replacing(path)), path.suffix))
             for name, path in paths.items()
         }
         for entry in _checked(form, sources, report, skip_faulty):
@@ -96,7 +98,7 @@ def convert(
                 report.filtered += 1
                 continue
             name = split.of(entry.group) if split else ""
-            write_extxyz(files[name], [entry.to_atoms()])
+            write[name](entry.to_atoms())
             report.count(paths[name], entry)
         for path in paths.values():
             if report.frames[path] == 0:

@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
 from ase.neighborlist import neighbor_list
+from numpy.typing import NDArray
 
 from e3sparse.errors import DataError, nearest
 from e3sparse.frames.label_keys import LabelKeys
@@ -52,7 +53,7 @@ def check_neighbours(atoms: Atoms, where: str, cutoff: float) -> None:
         )
 
 
-def _neighbours(atoms: Atoms, cutoff: float) -> tuple[Array, Array, Array]:
+def _neighbours(atoms: Atoms, cutoff: float) -> tuple[NDArray[Any], NDArray[Any], Array]:
     """Return first atom, second atom and distance of each pair within a cutoff."""
     if atoms.pbc.any() or len(atoms) > _FEW:
         return neighbor_list("ijd", atoms, cutoff)  # type: ignore[no-any-return]

@@ -16,6 +16,9 @@ from e3sparse.datasets.base import Format
 from e3sparse.datasets.conversion import convert
 from e3sparse.datasets.splits import SPLITS, Split
 from e3sparse.errors import ConfigError, DataError
+from e3sparse.frames.label_keys import LabelKeys
+from e3sparse.frames.on_disk import FramesOnDisk, read_set
+from e3sparse.frames.reading import read_file
 
 
 @pytest.fixture
@@ -212,3 +215,43 @@ def test_what_is_written_can_be_trained_on(tmp_path):
         assert mine.energy == pytest.approx(frame.energy)
         np.testing.assert_allclose(mine.stress, frame.stress, atol=1e-8)
         np.testing.assert_allclose(mine.moments, frame.moments, atol=1e-8)
+
+
+def same_frames(xyz, db):
+    theirs = read_file(xyz, LabelKeys(), known=range(1, 100), cutoff=8.0)
+    ours = read_set(db, LabelKeys(), known=range(1, 100), cutoff=8.0, in_memory=0)
+    assert isinstance(ours.frames, FramesOnDisk)
+    assert ours.account == theirs.account
+    for one, two in zip(ours.frames, theirs.frames, strict=True):
+        assert (one.atoms.pbc == two.atoms.pbc).all()
+        np.testing.assert_allclose(one.atoms.positions, two.atoms.positions, atol=1e-7)
+        np.testing.assert_allclose(one.energy, two.energy)
+        np.testing.assert_allclose(one.forces, two.forces, atol=1e-7)
+        assert (one.stress is None) == (two.stress is None)
+        if one.stress is not None:
+            np.testing.assert_allclose(one.stress, two.stress)
+    return len(ours.frames)
+
+
+def test_a_database_holds_what_the_file_holds(run, materials, tmp_path):
+    for name in ("all.xyz", "all.db"):
+        code, out, _ = run(materials, "--format", "mptrj", "--out", tmp_path / name)
+        assert code == 0, out
+    count = same_frames(tmp_path / "all.xyz", tmp_path / "all.db")
+    split = ("--format", "mptrj", "--split", "8:1:1")
+    assert run(materials, *split, "--out", tmp_path / "xyz")[0] == 0
+    assert run(materials, *split, "--out", tmp_path / "db", "--database")[0] == 0
+    assert count == sum(
+        same_frames(tmp_path / "xyz" / f"{n}.xyz", tmp_path / "db" / f"{n}.db") for n in SPLITS
+    )
+    code, _, err = run(materials, "--format", "mptrj", "--out", tmp_path / "b", "--database")
+    assert code == 2
+    assert "end the name of --out in .db" in err
+
+
+def test_no_database_is_left_of_a_conversion_that_fails(run, tmp_path):
+    bad = write_mptrj(tmp_path / "bad.json", {"mp-1": [known(1, "NiO")], "mp-2": [known(2, "NiO")]})
+    bad.write_text(bad.read_text().replace('"force"', '"farce"', 1))
+    code, _, _ = run(bad, "--format", "mptrj", "--out", tmp_path / "all.db")
+    assert code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.json"]
