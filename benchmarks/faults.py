@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
+import torch
 import typer
 from faults_outcomes import GOOD, OUTCOMES, Kind, tried
 
@@ -47,6 +48,8 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 def make(name: str, place: Path, seed: int) -> Kind:
     """Prepare a kind of attack in an empty folder."""
+    # e3nn 0.4.4, which MACE needs, loads a file of constants with slices in it.
+    torch.serialization.add_safe_globals([slice])
     module, kind, _ = KINDS[name]
     made: Kind = getattr(importlib.import_module(module), kind)(place, seed)
     return made

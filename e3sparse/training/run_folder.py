@@ -110,22 +110,23 @@ class RunFolder:
             As `check_output` does, or if an older run waits to be resumed.
         """
         out = out.resolve() if ".." in out.parts else out
-        if out.is_dir() and not overwrite:
-            begun = read_listing(out, LISTING, RunListing)
-            if begun is not None and not begun.finished:
-                raise ConfigError(
-                    f"{out} holds a run that has not finished. Give --resume to go on with it, "
-                    "--overwrite to replace it, or another --out."
-                )
+        begun = read_listing(out, LISTING, RunListing)
+        # Of a run that was stopped before it wrote its settings there is nothing to keep.
+        barely = begun is not None and _without_settings(out, begun)
+        waits = begun is not None and not (begun.finished or barely)
+        if waits and not overwrite:
+            raise ConfigError(
+                f"{out} holds a run that has not finished. Give --resume to go on with it, "
+                "--overwrite to replace it, or another --out."
+            )
         whole = read_listing(_beside(out), LISTING, RunListing)
         if whole is not None and whole.finished and overwrite:
             raise ConfigError(
                 f"A run has finished in {_beside(out)}, and was stopped while it took the place "
                 f"of the older one in {out}. This ends that: {resume_command(out)}"
             )
-        check_output(out, LISTING, "a run folder", inputs, overwrite=overwrite)
-        older = read_listing(out, LISTING, RunListing)
-        folder = cls(out, _beside(out) if older is not None else out)
+        check_output(out, LISTING, "a run folder", inputs, overwrite=overwrite or barely)
+        folder = cls(out, out if begun is None or barely else _beside(out))
         if folder.path != out:
             check_output(folder.path, LISTING, "a run folder", inputs, overwrite=True)
         return folder
@@ -150,6 +151,12 @@ class RunFolder:
                 raise ConfigError(
                     f"The run in {out} has finished: there is nothing to go on with. Give another "
                     "--out for more steps."
+                )
+            if _without_settings(path, listing):
+                again = "" if path == out else " with --overwrite"
+                raise ConfigError(
+                    f"The run in {path} was stopped before it wrote its settings, so that there is "
+                    f"nothing to go on with. Give the command that began it again{again}."
                 )
             return cls(out, path)
         raise ConfigError(f"There is no run to resume in {out}: it has no {LISTING}.")
@@ -292,6 +299,10 @@ class RunFolder:
                 begun = part["step"].min()
                 parts = [p[p["step"] < begun] for p in parts] + [part]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _without_settings(path: Path, listing: RunListing) -> bool:
+    return not listing.finished and not (path / CONFIG).exists()
 
 
 def _beside(out: Path) -> Path:

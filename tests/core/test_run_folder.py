@@ -27,6 +27,31 @@ def begun(out, *, overwrite=False):
     return folder
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_that_was_stopped_before_its_settings_is_begun_again(overwrite, tmp_path):
+    out = tmp_path / "run"
+    RunFolder.begin(out, {}, overwrite=False).start(".pth", base="b", inputs={})
+    with pytest.raises(ConfigError, match=r"before it wrote its settings.*began it again\."):
+        RunFolder.resumed(out)
+    folder = RunFolder.begin(out, {}, overwrite=overwrite)
+    assert folder.path == out
+    folder.start(".pth", base="b", inputs={})
+    (out / "config.yaml").write_text("lr: 0.01\n")
+    assert RunFolder.resumed(out).path == out
+    with pytest.raises(ConfigError, match="has not finished"):
+        RunFolder.begin(out, {}, overwrite=False)
+
+
+def test_an_older_run_stays_if_its_successor_was_stopped_before_its_settings(tmp_path):
+    out = tmp_path / "run"
+    begun(out).finish()
+    RunFolder.begin(out, {}, overwrite=True).start(".pth", base="b", inputs={})
+    with pytest.raises(ConfigError, match="began it again with --overwrite"):
+        RunFolder.resumed(out)
+    assert (out / "results.json").read_text() == "whole"
+    RunFolder.begin(out, {}, overwrite=True)
+
+
 def go_on(out):
     folder = RunFolder.resumed(out)
     folder.go_on(base="base", inputs={"train": "a"})
