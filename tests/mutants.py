@@ -268,7 +268,7 @@ MUTANTS = (
     Mutant(
         "let a schedule-free optimizer draw pruned entries back",
         f"{CORE}/deltas/budget.py",
-        'return [v, state["z"]] if "z" in state else [v]',
+        'return [v, *(state[name] for name in ("z", AVERAGE) if name in state)]',
         "return [v]",
         "tests/core/test_budget.py",
     ),
@@ -507,8 +507,8 @@ MUTANTS = (
     Mutant(
         "take errors of further quantities in the unit of the label",
         f"{CORE}/frames/evaluation.py",
-        'f"{quantity.name}_mae": float(np.abs(off).mean() * quantity.error_scale)',
-        'f"{quantity.name}_mae": float(np.abs(off).mean())',
+        'f"{quantity.name}_mae": (mean * quantity.error_scale, off.size)',
+        'f"{quantity.name}_mae": (mean, off.size)',
         "tests/third_party/test_quantities.py",
     ),
     Mutant(
@@ -606,7 +606,7 @@ MUTANTS = (
     Mutant(
         "begin an epoch anew when a run goes on",
         f"{CORE}/training/data.py",
-        "islice(super().__iter__(), done * self.batch_size, None)",
+        "islice(super().__iter__(), done * self.accumulate * self.batch_size, None)",
         "islice(super().__iter__(), 0, None)",
         "tests/sevennet/test_training.py",
     ),
