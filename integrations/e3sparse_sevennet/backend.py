@@ -42,6 +42,7 @@ from e3sparse_sevennet.description import describe
 from e3sparse_sevennet.forms import LIBRARIES, convert
 from e3sparse_sevennet.reading import plain_data_first
 
+_NAMES = ("7net-", "sevennet-")
 # SevenNet writes xx, yy, zz, xy, yz, zx.
 _TO_MATRIX = torch.tensor([[0, 3, 5], [3, 1, 4], [5, 4, 2]])
 
@@ -223,21 +224,20 @@ class SevenNetBackend(Backend):
     def model_names(self) -> Sequence[str]:
         return tuple(sevenn.util.get_available_pretrained_models())
 
+    def knows(self, name: str) -> bool:
+        # sevenn's list lacks other spellings that it accepts, and models that it learns of later.
+        return name.lower().startswith(_NAMES)
+
     def recognises(self, path: Path) -> bool:
         return pickle_mentions(path, b"model_state_dict")
 
     def load(
         self, model: str, *, device: str, dtype: torch.dtype | None, head: str | None
     ) -> SevenNetPotential:
-        if not Path(model).is_file() and model.lower() not in self.model_names():
-            raise ConfigError(
-                f"'{model}' is neither a file nor a SevenNet model."
-                f"{nearest(model, self.model_names())} Names: {', '.join(self.model_names())}."
-            )
         try:
             with warnings.catch_warnings(), plain_data_first():
                 warnings.simplefilter("ignore")
-                checkpoint = sevenn.util.load_checkpoint(model)
+                checkpoint = self._checkpoint(model)
                 if not checkpoint.config or not checkpoint.model_state_dict:
                     raise ConfigError(f"'{model}' is not a SevenNet checkpoint.")
                 return SevenNetPotential(model, checkpoint, device=device, dtype=dtype, head=head)
@@ -248,6 +248,16 @@ class SevenNetBackend(Backend):
                     "download it where there is a network and give its path."
                 ) from e
             raise ConfigError(f"'{model}' cannot be loaded as a SevenNet checkpoint ({e}).") from e
+
+    def _checkpoint(self, model: str) -> SevenNetCheckpoint:
+        try:
+            path = model if Path(model).is_file() else sevenn.util.pretrained_name_to_path(model)
+        except ValueError as error:
+            raise ConfigError(
+                f"'{model}' is neither a file nor a model that sevenn {sevenn.__version__} knows."
+                f"{nearest(model, self.model_names())} Names: {', '.join(self.model_names())}."
+            ) from error
+        return sevenn.util.load_checkpoint(path)
 
 
 def _inputs(batch: Any) -> Any:

@@ -12,6 +12,7 @@ from sevenn.model_build import build_E3_equivariant_model
 from support import load
 
 import e3sparse
+from e3sparse.errors import ConfigError
 
 OPTIONS = {
     "bias": {KEY.USE_BIAS_IN_LINEAR: True},
@@ -76,11 +77,18 @@ def test_saving_is_idempotent(name, dtype, tiny_checkpoint, tmp_path):
 
 
 def test_names_are_those_of_sevenn(monkeypatch):
-    assert set(SevenNetBackend().model_names()) == set(
-        sevenn.util.get_available_pretrained_models()
+    backend = SevenNetBackend()
+    assert set(backend.model_names()) == set(sevenn.util.get_available_pretrained_models())
+    of_today = sevenn.util.pretrained_name_to_path
+    monkeypatch.setattr(
+        "sevenn.util.pretrained_name_to_path",
+        lambda name: of_today("7net-0" if name == "7net-nano" else name),
     )
-    monkeypatch.setattr("sevenn.util.get_available_pretrained_models", lambda: ["7net-nano"])
-    assert SevenNetBackend().knows("7net-nano")
+    for name in ("7net-nano", "SevenNet-0"):
+        assert backend.knows(name)
+        assert load(name).name == name
+    with pytest.raises(ConfigError, match=r"nor a model that sevenn .* Did you mean '7net-mf-0'"):
+        load("7net-mf0")
 
 
 def test_the_other_level_of_theory_changes_with_what_both_share():
