@@ -27,6 +27,7 @@ from e3sparse.cli.robust import (
     SeedOption,
     StepsOption,
     print_looks,
+    without_effect,
 )
 from e3sparse.cli.tables import out, print_errors
 from e3sparse.errors import ConfigError
@@ -93,8 +94,16 @@ def evaluate(
     if e0s not in ("keep", "fit"):
         raise ConfigError(f"--e0s is 'keep' or 'fit', not '{e0s}'.")
     asked = RobustFlags(base, elements, steps, seed, out_)
-    if not robust:
-        asked.refuse()
+    if robust:
+        others: dict[str, object] = {
+            "e0s": e0s != "keep",
+            "skip-faulty": skip_faulty,
+            "energy-key": energy_key,
+        }
+        others |= {"stress-key": stress_key, "moments-key": moments_key, "spin-key": spin_key}
+        without_effect(others, "with")
+    else:
+        without_effect(vars(asked), "without")
     if not data and not robust:
         raise ConfigError("Which frames? Give --data FILE, or look beyond them with --robust.")
     if scale is not None and adapter is None:

@@ -1,5 +1,6 @@
 """`e3sparse evaluate --robust`: does a model behave where it was not trained?"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
@@ -56,11 +57,13 @@ class RobustFlags:
     seed: int | None
     out: Path | None
 
-    def refuse(self) -> None:
-        """Refuse flags that would have no effect."""
-        given = [f"--{name}" for name, value in vars(self).items() if value is not None]
-        if given:
-            raise ConfigError(f"{' and '.join(given)} would have no effect without --robust.")
+
+def without_effect(flags: Mapping[str, object], how: str) -> None:
+    """Refuse flags that were given and would have no effect `"with"` or `"without"` --robust."""
+    # A seed of 0 was given too.
+    given = [f"--{n}" for n, value in flags.items() if value is not None and value is not False]
+    if given:
+        raise ConfigError(f"{' and '.join(given)} would have no effect {how} --robust.")
 
 
 def print_looks(
@@ -77,13 +80,18 @@ def print_looks(
     from e3sparse.robustness import PotentialModel, look_at, subjects_of
     from e3sparse.robustness.subjects import numbers_of
     from e3sparse.robustness.suite import STEPS, evaluations
+    from e3sparse.training.waiting import announce
 
     known = [z for z in potential.species.numbers if base is None or z in set(base.species.numbers)]
     model, before = PotentialModel(potential), None if base is None else PotentialModel(base)
+    given = []
+    for path in data:
+        announce(path, out)
+        given += read_structures(path, known)
     subjects = subjects_of(
         numbers_of(flags.elements, known) if flags.elements else (),
         known=known,
-        given=[atoms for path in data for atoms in read_structures(path, known)],
+        given=given,
         seed=flags.seed or 0,
         **({} if forces_key is None else {"forces": forces_key}),
     )

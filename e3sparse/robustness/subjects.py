@@ -75,7 +75,9 @@ def numbers_of(text: str, known: Sequence[int]) -> list[int]:
                 f"{nearest(symbol, chemical_symbols[1:])} Write them like H,C,O."
             )
         if chemical_symbols.index(symbol) not in known:
-            raise ConfigError(f"The model does not know {symbol}: leave it out of --elements.")
+            raise ConfigError(
+                f"The model, or its base, does not know {symbol}: leave it out of --elements."
+            )
         found.append(chemical_symbols.index(symbol))
     return list(dict.fromkeys(found))
 
