@@ -61,12 +61,18 @@ def run(
 
 
 def tuned(task, method, chosen, folder):
-    """Write a task's frames and fine-tune its model; returns what to load."""
-    splits = task.prepare(folder)
+    """Write a task's frames and fine-tune its model with seed 0; returns what to load."""
     if (method, chosen) == BASE:
+        task.prepare(folder)
         return task.model
+    return tuned_by(task, method, chosen, 0, folder)
+
+
+def tuned_by(task, method, chosen, seed, folder):
+    """Write a task's frames and fine-tune its model; returns the file of the merged model."""
     lr, said = rate_of(task, method, chosen), json.loads(chosen or "{}")
-    return next(finetuned(task, method, said, lr, 0, splits, folder).out.glob("model.*"))
+    splits = task.prepare(folder)
+    return next(finetuned(task, method, said, lr, seed, splits, folder).out.glob("model.*"))
 
 
 def read_rows():
