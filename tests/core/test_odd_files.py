@@ -1,11 +1,14 @@
 """Kinds of files that went silently wrong: each is read right, or a sentence says what is odd."""
 
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import ase.db
 import ase.io
 import numpy as np
 import pytest
+import torch
 from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -15,10 +18,11 @@ from ase.neighborlist import neighbor_list
 from e3sparse.errors import DataError
 from e3sparse.frames.evaluation import Predictions
 from e3sparse.frames.facts import facts_of
-from e3sparse.frames.faults import _neighbours
+from e3sparse.frames.faults import _neighbours, source_notes
 from e3sparse.frames.labels import LabelKeys
 from e3sparse.frames.oddities import shared
 from e3sparse.frames.on_disk import read_set
+from e3sparse.training import energy_zero
 from e3sparse.training.plausibility import doubts, other_units
 
 pytestmark = pytest.mark.any_e3nn
@@ -275,8 +279,6 @@ def seen(tmp_path):
 
 
 def changed(frames, label, change):
-    from dataclasses import replace
-
     return [replace(frame, **{label: change(getattr(frame, label))}) for frame in frames]
 
 
@@ -347,3 +349,24 @@ def test_an_atom_alone_is_no_bond(tmp_path):
     frames = crystals(3)
     atom = Atoms("Cu", info={"REF_energy": -1.23})
     assert read(written([atom, *frames], tmp_path)).notes == []
+
+
+def test_unconverged_steps_of_vasp_are_warned_of():
+    (said,) = source_notes("runs/3/OUTCAR.gz")
+    assert "steps whose electrons have not converged too" in said
+    assert source_notes("vasprun.xml")
+    assert source_notes("outcars/train.xyz") == []
+
+
+@pytest.mark.parametrize(("zero", "said"), [(0.0, False), (-1e5, True)])
+def test_energies_with_more_digits_than_the_model_has_are_said(zero, said, seen, monkeypatch):
+    frames, predicted = seen
+    references = dict.fromkeys((11, 17, 29), zero)
+    whole = predicted.shifted(frames, references)
+    stored = replace(whole, energy=whole.energy.astype(np.float32).astype(float))
+    monkeypatch.setattr(energy_zero, "predict", lambda potential, frames: stored)
+    model = SimpleNamespace(dtype=torch.float32)
+    sentence = energy_zero.said_of_digits(model, frames, predicted.energy, references)
+    assert (sentence is not None) == said
+    if said:
+        assert "more digits than float32 holds. --dtype float64 keeps them" in sentence
