@@ -6,6 +6,7 @@ import torch
 from sample_frames import structures
 from tolerances import rounding
 
+from e3sparse.adapter.targets import candidates
 from e3sparse.symmetry import PotentialSubject
 
 
@@ -95,3 +96,59 @@ def assert_accelerated_the_same(potential, frames, parameters, bound=1e-11):
     for one, two in zip(fast, slow, strict=True):
         scale = max(1e-6, float(two.abs().max()))
         assert float((one - two).abs().max()) / scale < bound
+
+
+def said_of(potential, atoms):
+    """Return energy, forces and stress of one structure as one array."""
+    found = PotentialSubject(potential)(atoms)
+    stress = [] if found.stress is None else found.stress.ravel()
+    return np.concatenate([[found.energy], found.forces.ravel(), stress])
+
+
+def assert_only_trained_elements_change(load, reload, tmp_path):
+    """Train H and O by `targets="species"`: salt keeps the base's numbers to the last digit.
+
+    Parameters
+    ----------
+    load, reload
+        Make the base potential; and read it from the file that it has been saved to.
+    """
+    water, salt = structures()
+    shifts = {1: 0.3, 8: -0.2}
+    bases = [said_of(load(), atoms) for atoms in (water, salt)]
+
+    def states():
+        potential = load()
+        adapter = random_deltas(potential, "species")
+        adapter.freeze_absent_species(shifts)
+        yield "patched", potential
+        assert set(shifts).isdisjoint(adapter.untouched_species())
+        assert {11, 17} <= set(adapter.untouched_species())
+        adapter.energy_references.update(shifts)
+        folder = adapter.save_pretrained(tmp_path / "species")
+        adapter.merge()
+        potential.shift_energies(adapter.energy_references)
+        yield "merged", potential
+        fresh = load()
+        loaded = fresh.load_adapter(folder)
+        yield "loaded", fresh
+        assert loaded.untouched_species() == adapter.untouched_species()
+        saved = tmp_path / f"species{potential.suffix}"
+        potential.save(saved)
+        yield "reloaded", reload(saved)
+
+    for name, potential in states():
+        found = [said_of(potential, atoms) for atoms in (water, salt)]
+        assert relative(found[0], bases[0]) > 1e-3, name
+        np.testing.assert_array_equal(found[1], bases[1], err_msg=name)
+
+    shared = load()  # the control: layers that all elements share
+    adapter = random_deltas(shared, "linear" if "linear" in kinds(shared) else "mlp")
+    adapter.freeze_absent_species(shifts)
+    assert adapter.untouched_species() == []
+    assert not np.array_equal(said_of(shared, salt), bases[1])
+
+
+def kinds(potential):
+    """Return the layer kinds of a potential."""
+    return {layout.kind for layout in candidates(potential.module).layers.values()}

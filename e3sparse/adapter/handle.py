@@ -16,6 +16,7 @@ from e3sparse.adapter.saving import save
 from e3sparse.adapter.sparsity import LayerRow, Sparsity, Summary
 from e3sparse.adapter.state import Record, State
 from e3sparse.adapter.statistics import BufferWatch, statistics
+from e3sparse.adapter.touched import touched_species
 from e3sparse.deltas import Delta, Method, ParamGroup
 from e3sparse.errors import ConfigError, PatchError
 from e3sparse.layers.injection import LayerDeltas
@@ -328,6 +329,25 @@ class Adapter:
             if rows is not None:
                 delta.freeze(rows)
         return absent
+
+    def untouched_species(self) -> list[int]:
+        """Return the elements of which all structures give the base model's numbers, to the bit.
+
+        Read off the values: every changed entry is of a known element, and these are the others.
+        After `patch(…, targets="species")` and `freeze_absent_species` they are at least those that
+        are absent.
+
+        Returns
+        -------
+        list of int
+            Atomic numbers; none if a changed entry serves all elements.
+        """
+        if self.statistics():
+            return []
+        touched = touched_species(self.layouts, self.values(), self.species.numbers)
+        if touched is None:
+            return []
+        return sorted(set(self.species.numbers) - touched - self.energy_references.keys())
 
     def sparsity(self) -> Sparsity:
         """Count the patched, the updated and all entries."""

@@ -13,7 +13,7 @@ from e3sparse.adapter.handle import Adapter
 from e3sparse.adapter.identity import BaseIdentity
 from e3sparse.adapter.state import Record, State, state_of
 from e3sparse.adapter.statistics import BufferWatch
-from e3sparse.adapter.targets import Selection, Targets, select
+from e3sparse.adapter.targets import SPECIES, Selection, Targets, select
 from e3sparse.deltas import Delta, Method, make_method
 from e3sparse.errors import ConfigError, PatchError, nearest
 from e3sparse.layers.injection import LayerDeltas
@@ -104,6 +104,8 @@ def patch(
     if total_steps is not None and total_steps < 1:
         raise ConfigError(f"total_steps is {total_steps}, and a training has at least one step.")
     model = unwrapped(model)
+    if not callable(targets) and not isinstance(targets, str) and set(targets) == {SPECIES}:
+        targets = SPECIES
     selection = select(model, targets, species)
     generator = torch.Generator().manual_seed(seed)
 
@@ -208,6 +210,12 @@ def install(
         moving=moving_statistics,
         statistics=statistics,
     )
+    if targets == SPECIES and species is not None:
+        for path, delta in deltas.items():
+            # SevenNet's modalities stand behind the elements: their weights serve all of these.
+            shared = selection.layers[path].of_no_species(len(species.numbers))
+            if shared is not None:
+                delta.freeze(shared)
     state.put_in(model, name, deltas)
     return Adapter(model, name, state)
 

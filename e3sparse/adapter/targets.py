@@ -18,6 +18,8 @@ Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 """A layer kind, `"everything"`, a glob or regex on module paths, a list, or a callable."""
 
 EVERYTHING = ("all", "everything")
+SPECIES = "species"
+"""The layers whose every weight is of one element: structures without it do not change."""
 WEIGHTS = ("internal", "external")
 """Whose the weights of a layer are, as in `"tp:internal"`."""
 
@@ -67,13 +69,11 @@ def candidates(model: nn.Module, species: Species | None = None) -> Selection:
             continue
         if path in species.axes:
             axis = species.axes[path]
-            # The axis may be longer: SevenNet puts modalities behind the elements.
-            lengths = [b.shape[axis] if axis < len(b.shape) else 0 for b in layout.blocks]
-            if min(lengths) < len(species.numbers):
+            layout = layout.with_species(axis, len(species.numbers))
+            if not layout.by_species:
                 raise TargetError(
                     f"Axis {axis} of '{path}' does not run over {len(species.numbers)} species."
                 )
-            layout = layout.with_species(axis)
         layers[path] = layout
     known = {*layers, *(skip.path for skip in skipped)}
     for path in species.axes:
@@ -104,7 +104,8 @@ def select(model: nn.Module, targets: Targets, species: Species | None = None) -
         `"linear"`, `"fctp"`, `"tp"`, `"mlp"`, or another registered kind, of which
         `"tp:internal"` means the layers that own their weights and `"tp:external"` those that
         are given them, as convolutions are by a radial network; `"everything"` or
-        `"all"` for all kinds (a backend may have a narrower `"all"`); a glob or a regular
+        `"all"` for all kinds (a backend may have a narrower `"all"`); `"species"` for the layers
+        in which each element has weights of its own; a glob or a regular
         expression on module paths (a path picks everything below it); a list of such; or a
         callable `(path, module) -> bool`. A name that is both means the kind, if the model has
         layers of it.
@@ -129,7 +130,11 @@ def select(model: nn.Module, targets: Targets, species: Species | None = None) -
         chosen, held = set(), {layout.kind for layout in found.layers.values()}
         for pattern in [targets] if isinstance(targets, str) else targets:
             kind, _, weights = pattern.partition(":")
-            if kind in held and weights in ("", *WEIGHTS):
+            if pattern == SPECIES:
+                matches = {path for path, layout in found.layers.items() if layout.by_species}
+                if not matches:
+                    raise TargetError(_no_species(found, species))
+            elif kind in held and weights in ("", *WEIGHTS):
                 matches = {
                     path
                     for path, layout in found.layers.items()
@@ -138,7 +143,7 @@ def select(model: nn.Module, targets: Targets, species: Species | None = None) -
             else:
                 matches = {path for path in found.layers if _matches(pattern, path)}
             if not matches:
-                known = [*EVERYTHING, *held, *found.layers]
+                known = [*EVERYTHING, SPECIES, *held, *found.layers]
                 says = f"targets='{pattern}' matches no layer that can be patched."
                 if kind in kind_names():
                     raise TargetError(f"{says} {_holdings(found)}")
@@ -211,6 +216,22 @@ def _refuse_shared_weights(model: nn.Module, layers: dict[str, Layout]) -> None:
                     "would be merged into both. Leave them out of targets, or give each its own "
                     "weight."
                 )
+
+
+def _no_species(found: Selection, species: Species | None) -> str:
+    """Say why no layer has weights of one element."""
+    says = "targets='species' means layers in which each element has weights of its own"
+    named = set(species.axes) if species is not None else set()
+    lost = [f"{s.path}: {s.reason}" for s in found.skipped if s.path in named]
+    if lost:
+        return f"{says}, and those of this model were passed over ({lost[0]}). {_holdings(found)}"
+    if named or (species is not None and species.numbers):
+        return f"{says}, and in this model all elements share the weights. {_holdings(found)}"
+    return (
+        f"{says}, and of this model it is not known which they are. Load it with its backend "
+        "(e3sparse.potentials.backends.load_potential), or name them with patch(…, "
+        "species=Species(atomic_numbers, {path: axis}))."
+    )
 
 
 def _holdings(found: Selection) -> str:

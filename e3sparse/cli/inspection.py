@@ -96,7 +96,10 @@ def target_shares(potential: "Potential") -> dict[str, tuple[int, int, float]]:
 
     parameters = _parameters(potential)
     shares = {}
-    for name in (*kind_names(), *dict.fromkeys(("all", *potential.aliases, "everything"))):
+    for name in (
+        *kind_names(),
+        *dict.fromkeys(("all", *potential.aliases, "species", "everything")),
+    ):
         try:
             chosen = select(potential.module, potential.resolve(name), potential.species)
         except TargetError:
@@ -126,7 +129,7 @@ def finetune_command(
     if "linear" not in targets:
         # The kind that holds most of the model, such as Allegro's scalar layers.
         shares = target_shares(potential)
-        kinds = [name for name in targets if name not in ("all", "everything")]
+        kinds = [name for name in targets if name not in ("all", "species", "everything")]
         if kinds:
             words += ["--targets", max(kinds, key=lambda name: shares[name][2])]
     if trusted:

@@ -133,6 +133,23 @@ class Layout:
             part = flat.narrow(-1, block.start, block.numel)
             yield block, part.reshape(*self.lead, *block.shape)
 
+    @property
+    def by_species(self) -> bool:
+        """Whether the layer has weights that are of one species."""
+        return any(block.species_axis is not None for block in self.blocks)
+
+    def of_no_species(self, count: int) -> Tensor | None:
+        """Mark the entries that are of none of the first `count` species.
+
+        Returns
+        -------
+        Tensor or None
+            bool, of the weight's shape; None where there are none.
+        """
+        rows = self.species_rows(list(range(count)))
+        shared = torch.ones(self.shape, dtype=torch.bool) if rows is None else ~rows
+        return shared if shared.any() else None
+
     def species_rows(self, indices: list[int]) -> Tensor | None:
         """Mark the entries that belong to the species `indices`.
 
@@ -141,7 +158,7 @@ class Layout:
         Tensor or None
             bool, of the weight's shape; None where the layer has no species axis.
         """
-        if all(block.species_axis is None for block in self.blocks):
+        if not self.by_species:
             return None
         rows = torch.zeros(self.shape, dtype=torch.bool)
         for block, view in self.views(rows):
@@ -153,9 +170,21 @@ class Layout:
                 )
         return rows
 
-    def with_species(self, axis: int) -> "Layout":
-        """Return this layout with `axis` of every block named as the species axis."""
-        return replace(self, blocks=tuple(replace(b, species_axis=axis) for b in self.blocks))
+    def with_species(self, axis: int, count: int) -> "Layout":
+        """Return this layout with `axis` named as the species axis of its blocks.
+
+        Of every block that is at least `count` long there: SevenNet puts modalities behind the
+        elements, in blocks of their own.
+        """
+        return replace(
+            self,
+            blocks=tuple(
+                replace(b, species_axis=axis)
+                if axis < len(b.shape) and b.shape[axis] >= count
+                else b
+                for b in self.blocks
+            ),
+        )
 
 
 @dataclass(frozen=True)

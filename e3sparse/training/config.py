@@ -117,8 +117,8 @@ class FinetuneConfig(BaseModel):
 
     targets: str | list[str] = _setting(
         "linear",
-        "Layers to train: linear, fctp, tp, mlp, all, everything, a name of the framework, or a "
-        "glob or regular expression on module paths; may be repeated.",
+        "Layers to train: linear, fctp, tp, mlp, species, all, everything, a name of the "
+        "framework, or a glob or regular expression on module paths; may be repeated.",
         _METHOD,
     )
     method: str = _setting(

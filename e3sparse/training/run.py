@@ -38,7 +38,12 @@ from e3sparse.training.replay import Replay, replay_frames
 from e3sparse.training.run_folder import RunFolder, digests
 from e3sparse.training.run_levels import level_table, write_levels
 from e3sparse.training.run_records import ADAPTER, SPINS
-from e3sparse.training.run_results import write_config, write_figures, write_results
+from e3sparse.training.run_results import (
+    said_of_untouched,
+    write_config,
+    write_figures,
+    write_results,
+)
 from e3sparse.training.scrutiny import examined, what_was_read
 from e3sparse.training.sparsity_levels import levels_of
 from e3sparse.training.spin_layers import with_spin_layers
@@ -262,6 +267,8 @@ def finetune(
             metrics={"frames": {name: len(frames) for name, frames in splits.items()}}
             | {name: dict(row) for name, row in rows.items() if name.endswith("after")},
         )
+        if not config.magnetic and (kept := said_of_untouched(adapter)):
+            console.print(kept, soft_wrap=True, markup=False)
         adapter.merge()
     potential.shift_energies(references)
     few = looked_at["valid"][:16]

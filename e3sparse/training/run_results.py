@@ -101,3 +101,16 @@ def write_figures(
     name = "test" if "test" in splits else "valid"
     parity = folder.path / "figures" / "parity.png"
     run_figures.parity(splits[name], before[name], after[name], references, parity)
+
+
+def said_of_untouched(adapter: Adapter) -> str | None:
+    """Return the sentence that says which structures do not change at all, if any do not."""
+    untouched = set(adapter.untouched_species())
+    touched = sorted(set(adapter.species.numbers) - untouched - {0})
+    if not untouched or not touched:
+        return None
+    symbols = ", ".join(chemical_symbols[z] for z in touched)
+    return (
+        f"Only weights and energies of {symbols} have changed: structures without these elements "
+        "give the base model's numbers to the last digit."
+    )

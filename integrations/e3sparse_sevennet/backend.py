@@ -96,8 +96,11 @@ class SevenNetPotential(Potential):
             for path, module in self.module.named_modules()
             if isinstance(module, SelfConnectionIntro)
         }
-        # With a modality embedding the one-hot input is longer than the list of elements, and
-        # the rows behind it are the modalities': index order keeps the elements first.
+        # With a modality embedding the rows of the modalities stand in a block behind, which only
+        # their number tells from that of the elements.
+        modalities = self.config.get(KEY.NUM_MODALITIES) or 0
+        if self.config.get(KEY.USE_MODAL_NODE_EMBEDDING) and modalities >= len(self._type_map):
+            return axes
         return axes | {"onehot_to_feature_x.linear": 0}
 
     def graph(self, atoms: Atoms) -> AtomGraphData:

@@ -224,7 +224,7 @@ def test_species_rows_are_the_weights_that_the_species_reach(number, data):
     embedding = o3.Linear(f"{number}x0e", "3x0e+2x0e")
     mixing = o3.FullyConnectedTensorProduct("2x0e+2x1o", f"{number}x0e", "3x0e+2x1o")
     for layer, axis, features in ((embedding, 0, []), (mixing, 1, [torch.rand(1, 8) + 1])):
-        layout = layout_of(layer).with_species(axis)
+        layout = layout_of(layer).with_species(axis, number)
         used = torch.zeros_like(layer.weight, dtype=torch.bool)
         for index in chosen:
             used |= used_weights(layer, *features, torch.eye(number)[[index]])

@@ -134,3 +134,32 @@ def test_axes_that_do_not_fit_the_model_are_refused(species):
     with pytest.raises(E3SparseError, match="embed"):
         patch(model, "linear", species=species)
     assert not e3sparse.adapters(model)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_elements_are_untouched_if_no_changed_entry_is_theirs(method):
+    adapter = patch(network(), "species", method)
+    adapter.freeze_absent_species([1, 8])
+    randomize(adapter)
+    assert adapter.untouched_species() == [ABSENT]
+    adapter.energy_references[ABSENT] = 0.1
+    assert adapter.untouched_species() == []
+
+
+@pytest.mark.parametrize("targets", ["readout", "linear"])
+def test_no_element_is_untouched_if_a_changed_entry_serves_all(targets):
+    adapter = patch(network(), targets)
+    adapter.freeze_absent_species([1, 8])
+    assert randomize(adapter).untouched_species() == []
+
+
+def test_rows_behind_the_elements_are_held():
+    # The third row of the axis as a modality: SevenNet puts them there.
+    model, axes = network(), SPECIES.axes
+    adapter = randomize(patch(model, ["species"], species=Species((1, 6), axes)))
+    assert adapter.untouched_species() == []
+    adapter.merge()
+    assert torch.equal(rows(model, 8), rows(network(), 8))
+    control = network()
+    randomize(patch(control, [*axes], species=Species((1, 6), axes))).merge()
+    assert not torch.equal(rows(control, 8), rows(network(), 8))

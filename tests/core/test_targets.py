@@ -5,13 +5,14 @@ import re
 import pytest
 import torch
 from e3nn import o3
-from networks import network, patch
+from networks import SPECIES, network, patch
 from torch import nn
 
 import e3sparse
 from e3sparse.adapter.targets import UNKNOWN, select
 from e3sparse.errors import TargetError
 from e3sparse.layers.kinds import KINDS, LayerKind
+from e3sparse.layers.layouts import Species
 
 LAYERS = {
     "embedding": "linear",
@@ -111,6 +112,31 @@ def test_a_kind_is_narrowed_to_layers_with_weights_of_their_own():
     for nothing in ("linear:external", "tp:extern"):
         with pytest.raises(TargetError, match=f"targets='{nothing}' matches no layer"):
             select(network(), nothing)
+
+
+@pytest.mark.parametrize("targets", ["species", ["species"], ("species", "embedding")])
+def test_species_are_the_layers_with_an_axis_over_them(targets):
+    assert set(select(network(), targets, SPECIES).layers) == set(SPECIES.axes)
+    assert patch(network(), targets).untouched_species() == [*SPECIES.numbers]  # ΔW = 0 yet
+
+
+@pytest.mark.parametrize(
+    ("species", "says"),
+    [
+        (None, "not known which they are.*species=Species"),
+        (Species((1, 6, 8)), "all elements share the weights. The model holds 1 fctp"),
+    ],
+)
+def test_species_where_no_layer_has_an_axis_over_them(species, says):
+    with pytest.raises(TargetError, match=says):
+        select(network(), "species", species)
+
+
+def test_species_whose_layers_cannot_be_patched():
+    model = network()
+    model.embedding.forward = model.embedding.forward
+    with pytest.raises(TargetError, match="passed over \\(embedding: it has a forward of its own"):
+        select(model, "species", Species((1, 6, 8), {"embedding": 0}))
 
 
 @pytest.mark.parametrize("targets", [[], ()])
