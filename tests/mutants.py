@@ -37,7 +37,7 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "multiply the learning rate by the growth of all steps",
-        f"{CORE}/adapter/handle.py",
+        f"{CORE}/adapter/schedule.py",
         'group["lr"] *= rate / before',
         'group["lr"] *= rate',
         "tests/core/test_budget.py",
@@ -218,7 +218,7 @@ MUTANTS = (
     ),
     Mutant(
         "train on elements that no frame contains",
-        f"{CORE}/adapter/handle.py",
+        f"{CORE}/adapter/schedule.py",
         "                delta.freeze(rows)",
         "                pass",
         "tests/core/test_species.py",

@@ -11,7 +11,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from e3sparse.adapter.handle import RATE
+from e3sparse.adapter.schedule import RATE
 from e3sparse.errors import DivergedError
 from e3sparse.training.progress import RunProgress
 from e3sparse.training.snapshots import Snapshot

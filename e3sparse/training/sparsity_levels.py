@@ -7,7 +7,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from e3sparse.adapter.handle import RATE, Adapter
+from e3sparse.adapter.handle import Adapter
+from e3sparse.adapter.schedule import RATE
 from e3sparse.deltas import Budget
 from e3sparse.training.progress import RunProgress
 from e3sparse.training.run_records import read_checkpoint
