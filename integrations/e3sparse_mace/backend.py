@@ -16,9 +16,12 @@ import torch
 from ase import Atoms
 from mace.calculators.foundations_models import (
     download_mace_mp_checkpoint,
+    download_mace_polar_checkpoint,
     mace_mp_urls,
     mace_off,
     mace_off_urls,
+    mace_omol,
+    polar_model_urls,
 )
 from mace.data import AtomicData, config_from_atoms
 from mace.modules.models import MACE, ScaleShiftMACE
@@ -57,7 +60,9 @@ from e3sparse_mace.model_layers import (
 __all__ = ["PRODUCTS", "MACEBackend", "MACEPotential", "mace"]
 
 _OFF = {f"{size}-off": size for size in mace_off_urls}
+_OMOL = {"extra_large-omol": "extra_large"}
 _MP = tuple(mace_mp_urls)
+_POLAR = tuple(polar_model_urls)
 
 
 class MACEPotential(Potential):
@@ -256,7 +261,7 @@ class MACEBackend(Backend):
     )
 
     def model_names(self) -> Sequence[str]:
-        return (*_OFF, *_MP)
+        return (*_OFF, *_OMOL, *_MP, *_POLAR)
 
     def recognises(self, path: Path) -> bool:
         return pickle_mentions(path, b"mace.modules")
@@ -294,7 +299,11 @@ class MACEBackend(Backend):
             if name in _OFF:
                 module: nn.Module = mace_off(_OFF[name], device="cpu", return_raw_model=True)
                 return module
-            path = download_mace_mp_checkpoint(name)
+            if name in _OMOL:
+                omol: nn.Module = mace_omol(_OMOL[name], device="cpu", return_raw_model=True)
+                return omol
+            polar = name in _POLAR
+            path = (download_mace_polar_checkpoint if polar else download_mace_mp_checkpoint)(name)
         except (OSError, RuntimeError) as error:
             raise ConfigError(
                 f"'{model}' is not in MACE's cache and could not be downloaded ({error}): "

@@ -23,6 +23,11 @@ def cuequivariance(model: Any) -> Converted:
         If cuEquivariance is not installed, or MACE cannot convert the model.
     """
     need("cuEquivariance", "cuequivariance_torch")
+    if type(model).__name__ != "PolarMACE" and model.products[-1].linear.irreps_out.lmax > 0:
+        raise ConfigError(
+            f"MACE cannot convert this {type(model).__name__} to cuEquivariance: its last layer "
+            "hands on more than scalars, and the conversion takes it for one that does not."
+        )
     bare = without_adapters(model)
     weight = next(bare.parameters())
     with default_dtype(weight.dtype):

@@ -1,9 +1,10 @@
 """Small models of the kinds of MACE's foundation models, with random weights.
 
-The blocks of mp-0 are those of its published log; the others combine what mace-torch 0.3.16 builds
-for such models, and their options (of mh-1 above all) have not been compared with published
-commands. Most are small; some have as many channels as elements on purpose: a species axis cannot
-be told from its length.
+The options of mp-0, mp-0b, mp-0b3, mh-1 and omol are those of the published training commands
+(github.com/ACEsuit/mace-foundations), with fewer channels, classes and radial functions. `--model
+MACE` sets the first interaction of mp-0b. Of mh-0 no command is published; it and embedded combine
+other options that mace-torch 0.3.16 has for such models. Most are small; some have as many channels
+as elements on purpose: a species axis cannot be told from its length.
 """
 
 import functools
@@ -21,7 +22,6 @@ _NONLINEAR = {
     "hidden_irreps": o3.Irreps("6x0e+6x1o"),
     "edge_irreps": o3.Irreps("3x0e+3x1o"),
     "apply_cutoff": False,
-    "use_reduced_cg": True,
 }
 _DENSITY = {
     "interaction_cls_first": blocks.RealAgnosticDensityInteractionBlock,
@@ -29,16 +29,17 @@ _DENSITY = {
     "distance_transform": "Agnesi",
     "pair_repulsion": True,
 }
-_CHARGE_AND_SPIN = {
-    "total_charge": {
-        "type": "categorical",
-        "per": "graph",
-        "num_classes": 11,
-        "offset": 5,
-        "emb_dim": 3,
-    },
-    "total_spin": {"type": "categorical", "per": "graph", "num_classes": 6, "emb_dim": 3},
-}
+
+
+def _charge_and_spin(charges, spins):
+    """Embedded classes of total charges, from -charges to charges, and of multiplicities."""
+    common = {"type": "categorical", "per": "graph", "in_dim": 1, "emb_dim": 3}
+    return {
+        "total_spin": common | {"num_classes": spins, "offset": 0},
+        "total_charge": common | {"num_classes": 2 * charges + 1, "offset": charges},
+    }
+
+
 _EIGHTY_NINE = (*range(1, 84), *range(89, 95))
 
 FAMILIES = {
@@ -46,27 +47,36 @@ FAMILIES = {
         "interaction_cls_first": blocks.RealAgnosticResidualInteractionBlock,
         "interaction_cls": blocks.RealAgnosticResidualInteractionBlock,
     },
-    "mp-0b": {
-        "interaction_cls_first": blocks.RealAgnosticResidualInteractionBlock,
-        "interaction_cls": blocks.RealAgnosticResidualInteractionBlock,
-        "distance_transform": "Agnesi",
-        "pair_repulsion": True,
-    },
+    "mp-0b": {"distance_transform": "Agnesi", "pair_repulsion": True},
     "mp-0b3": _DENSITY,  # MPA-0, OMAT-0 and MATPES have the same blocks
     "off23": {},
     "off24": {"hidden_irreps": o3.Irreps("6x0e+6x1o"), "num_interactions": 2},
-    "mh-0": {**_NONLINEAR, "heads": ("omat", "omol", "matpes")},
+    "mh-0": {
+        **_NONLINEAR,
+        "use_reduced_cg": True,
+        "heads": ("omat", "omol", "matpes"),
+    },
     "mh-1": {
         **_NONLINEAR,
         "heads": ("omat", "omol"),
         "use_edge_irreps_first": True,
         "use_agnostic_product": True,
-        "keep_last_layer_irreps": True,
+        "pair_repulsion": True,
+        "distance_transform": "Agnesi",
         "atomic_numbers": _EIGHTY_NINE,
     },
     "omol": {
         **_NONLINEAR,
-        "embedding_specs": _CHARGE_AND_SPIN,
+        "hidden_irreps": o3.Irreps("3x0e+3x1o+3x2e"),
+        "edge_irreps": o3.Irreps("2x0e+2x1o+2x2e"),
+        "num_interactions": 3,
+        "correlation": 2,
+        "embedding_specs": _charge_and_spin(100, 101),
+    },
+    "embedded": {
+        **_NONLINEAR,
+        "keep_last_layer_irreps": True,
+        "embedding_specs": _charge_and_spin(5, 6),
         "use_embedding_readout": True,
         "use_last_readout_only": True,
     },

@@ -286,7 +286,7 @@ def test_names_that_have_to_be_downloaded(monkeypatch):
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
-    for name in ("medium-0b3", "medium-off"):
+    for name in ("medium-0b3", "medium-off", "extra_large-omol", "polar-1-s", "mh-1"):
         with pytest.raises(ConfigError, match=f"'{name}' is not in MACE's cache and could not be"):
             load(name)
     with pytest.raises(ConfigError, match=r"Did you mean 'medium-0b3'\?"):
@@ -298,7 +298,7 @@ def test_a_cached_download_is_used(monkeypatch, tmp_path, tiny_file):
     content = tiny_file.read_bytes()
     (tmp_path / "macemp0b3mediummodel").write_bytes(content)
     (tmp_path / "MACE-OFF23_medium.model").write_bytes(content)
-    for name in ("medium-0b3", "medium-off"):
+    for name in ("medium-0b3", "medium-off", "extra_large-omol", "polar-1-s", "mh-1"):
         assert load_potential(name).species.numbers == NUMBERS
 
 

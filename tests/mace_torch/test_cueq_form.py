@@ -17,8 +17,8 @@ from e3sparse.errors import ConfigError
 
 pytest.importorskip("cuequivariance_torch", reason="cuEquivariance is not in this environment")
 
-# MACE's conversion cannot make these.
-UNKNOWN = {"omol", "mh-1"}
+UNKNOWN = {"embedded"}
+"""With vectors in the last layer."""
 
 
 def batch_of(potential):
@@ -71,7 +71,7 @@ def test_outputs_and_gradients_are_those_of_e3nn(targets):
     assert_same(gradients(fast, adapter.parameters()), gradients(own, adapter.parameters()), 1e-9)
 
 
-@pytest.mark.parametrize("family", most_slowly(sorted(FAMILIES.keys() - UNKNOWN), ("mh-0",)))
+@pytest.mark.parametrize("family", most_slowly(sorted(FAMILIES.keys() - UNKNOWN), ("mh-1",)))
 def test_each_family(family):
     module = copy.deepcopy(small(family))
     head = module.heads[0]
@@ -80,6 +80,14 @@ def test_each_family(family):
     own, fast = both(potential)
     # Of reduced contractions MACE finds the matrix by a pseudo-inverse: 1e-9 of the energy.
     assert_same(fast, own, 1e-8 if getattr(module, "use_reduced_cg", False) else 1e-10)
+
+
+@pytest.mark.parametrize("family", UNKNOWN)
+def test_a_family_that_mace_cannot_convert(family):
+    potential = potential_of(copy.deepcopy(small(family)))
+    with pytest.raises(ConfigError, match=r"MACE cannot convert this ScaleShiftMACE .* last layer"):
+        potential.accelerate_by("cueq")
+    assert potential.evaluated() is potential.module
 
 
 def test_an_adapter_is_the_same_file_by_either_form(tmp_path):

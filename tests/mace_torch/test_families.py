@@ -21,7 +21,7 @@ from e3sparse.potentials.calculator import PotentialCalculator
 from e3sparse.potentials.trust import look
 from e3sparse.symmetry import CHECKS, PotentialSubject
 
-LINEAR_SELF_CONNECTIONS = ("mh-0", "mh-1", "omol")
+LINEAR_SELF_CONNECTIONS = ("mh-0", "mh-1", "omol", "embedded")
 """Families without a fully connected tensor product, with a radial network of torch's layers."""
 
 
@@ -229,8 +229,9 @@ def energy(potential, **info):
     return PotentialSubject(potential)(with_info(**info)).energy
 
 
-def test_charge_and_spin_are_those_of_the_frame(tmp_path):
-    potential = potential_of("omol")
+@pytest.mark.parametrize("name", ["omol", "embedded"])
+def test_charge_and_spin_are_those_of_the_frame(name, tmp_path):
+    potential = potential_of(name)
     path = tmp_path / "omol.model"
     potential.save(path)
     calculator = MACECalculator(str(path), device="cpu", default_dtype="float64")
@@ -247,7 +248,7 @@ def test_charge_and_spin_are_those_of_the_frame(tmp_path):
 
 
 def test_frames_of_one_batch_have_charges_of_their_own():
-    potential = potential_of("omol")
+    potential = potential_of("embedded")
     frames = [with_info(charge=-1), with_info(charge=1, spin=2)]
     together = potential.forward(potential.collate([potential.graph(f) for f in frames])).energy
     for one, frame in zip(together.tolist(), frames, strict=True):
@@ -257,16 +258,17 @@ def test_frames_of_one_batch_have_charges_of_their_own():
 @pytest.mark.parametrize(
     ("info", "says"),
     [
-        ({"charge": 6}, r"charge = 6, and omol knows whole numbers from -5 to 5"),
-        ({"charge": 0.5}, r"charge = 0.5, and omol knows whole numbers"),
-        ({"spin": "high"}, r"spin = high, and omol knows whole numbers from 0 to 5"),
+        ({"charge": 6}, r"charge = 6, and embedded knows whole numbers from -5 to 5"),
+        ({"charge": 0.5}, r"charge = 0.5, and embedded knows whole numbers"),
+        ({"spin": "high"}, r"spin = high, and embedded knows whole numbers from 0 to 5"),
         ({"charge": 1, "total_charge": 0}, r"charge = 1 and total_charge = 0, which are two names"),
     ],
 )
 def test_charges_that_the_model_does_not_know(info, says):
-    potential = potential_of("omol")
+    potential = potential_of("embedded")
     with pytest.raises(ConfigError, match=says):
         potential.graph(with_info(**info))
+    potential_of("omol").graph(with_info(charge=6, spin=60))
     # Other models do not read them.
     potential_of("off23").graph(with_info(**info))
 
@@ -295,7 +297,7 @@ def test_an_input_that_has_no_default():
 
 
 def test_the_calculator_sees_a_change_of_charge():
-    potential = potential_of("omol")
+    potential = potential_of("embedded")
     atoms = with_info(charge=0)
     atoms.calc = PotentialCalculator(potential)
     neutral = atoms.get_potential_energy()

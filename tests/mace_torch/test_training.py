@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import molecule
+from e3nn import o3
 from families import FAMILIES, small
 from mace.calculators import MACECalculator
 from mace.modules import blocks
@@ -169,11 +170,12 @@ def test_inspect_knows_what_the_model_is(run, name, tmp_path):
     assert "family MACE (ScaleShiftMACE) interactions" in said
     assert first.__name__ in said
     assert given.get("readout_cls", blocks.NonLinearReadoutBlock).__name__ in said
-    assert f"hidden irreps {given.get('hidden_irreps', '4x0e+4x1o')} (L = 1)" in said
+    hidden = o3.Irreps(given.get("hidden_irreps", "4x0e+4x1o"))
+    assert f"hidden irreps {hidden} (L = {hidden.lmax})" in said
     assert "edges l up to 2, 4 functions of BesselBasis" in said
     assert ("AgnesiTransform distances" in said) == ("distance_transform" in given)
     assert ("short range ZBL" in said) == given.get("pair_repulsion", False)
-    assert ("read of a frame charge, total_charge, spin" in said) == ("embedding_specs" in given)
+    assert ("read of a frame spin, total_spin, charge" in said) == ("embedding_specs" in given)
     assert ("choose one by --head" in said) == several
     assert ("TRAIN --head HEAD --out run/" in said) == several
     assert ("89: H–Bi, Ac–Pu" in said) == (name == "mh-1")
