@@ -12,7 +12,8 @@ model's on sets of which no frame was trained on; of energies per atom, less the
 set, because the zero of energy is free.
 Where labels of the base model's own level of theory exist the table gives the force error instead.
 Replay: `--replay auto`, small structures of all elements labelled by the base model; its weight, if
-any. `run` resumes where it stopped; every run is a row of benchmarks/results/forgetting.csv.
+any. Fisher: `--fisher auto`, weight and price, where the settings say so. `run` resumes where it
+stopped; every run is a row of benchmarks/results/forgetting.csv.
 """
 
 import json
@@ -71,6 +72,15 @@ CRYSTALS = [
 HELD = {"mace-ethanol": MOLECULES, "7net-ethanol": CRYSTALS}
 
 
+FISHER = ("fisher", "fisher_weight", "fisher_price")
+"""Settings of a run that are none of its method."""
+
+
+def held_back(weight, price):
+    """Return the settings of a budget that is held back by the base model's Fisher information."""
+    return settings(target_sparsity=0.97, fisher="auto", fisher_weight=weight, fisher_price=price)
+
+
 @dataclass(frozen=True)
 class Run:
     """A method, its settings, the weight of replay, and how much slower than alone it learns.
@@ -89,7 +99,8 @@ class Run:
 
     def rates(self, task):
         """Return the learning rates to try; none if benchmarks/methods.py has not chosen one."""
-        alone = {k: v for k, v in json.loads(self.settings or "{}").items() if k != "weight_decay"}
+        others = ("weight_decay", *FISHER)
+        alone = {k: v for k, v in json.loads(self.settings or "{}").items() if k not in others}
         lr = rate_of(TASKS[task], self.method, settings(**alone))
         return [] if lr is None else [lr / times for times in self.slower]
 
@@ -112,6 +123,9 @@ RUNS = [
     Run("budget", BUDGET, replay=0.1, slower=SLOWER),
     Run("budget", BUDGET, replay=0.1, slower=(4.0,)),
     Run("budget", BUDGET, replay=0.3, slower=SLOWER),
+    Run("budget", held_back(0.0, 1.0)),
+    Run("budget", held_back(0.1, 0.0)),
+    Run("budget", held_back(0.1, 1.0)),
 ]
 
 app = typer.Typer(no_args_is_help=True)
@@ -129,6 +143,7 @@ def one_run(name, method, chosen, replay, lr, seed):
     }  # fmt: skip
     more = {"replay": "auto", "replay_weight": replay} if replay else {}
     said = json.loads(chosen or "{}")
+    more |= {name: said.pop(name) for name in FISHER if name in said}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         try:

@@ -1,6 +1,6 @@
 """The training of one adapter: optimizer groups, and the method's schedule."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -108,6 +108,14 @@ class Scheduled(Contents):
     def settled(self) -> bool:
         """Whether the schedule has reached its final sparsity, or stands still."""
         return self._record.held is not None or self.method.settled(self._record.progress)
+
+    def set_prices(self, prices: Mapping[str, Tensor]) -> None:
+        """Tell the method what each entry costs, by module path, in the weights' shapes.
+
+        A budget then keeps entries by |v| over the price. Not stored in checkpoints.
+        """
+        deltas = self.deltas()
+        self.method.set_prices(list(deltas.values()), [prices[path] for path in deltas])
 
     def calibrate(self, losses: Iterable[Tensor]) -> None:
         """Let the method choose its support from one pass of losses over the data."""

@@ -95,6 +95,10 @@ class Method(BaseModel, ABC):
         """Whether `calibrate` has to be called once before training."""
         return False
 
+    def set_prices(self, deltas: Sequence[Delta], prices: Sequence[Tensor]) -> None:
+        """Let a choice of entries take into account what each costs, in the weights' shapes."""
+        raise PatchError(f"Method '{self.name}' chooses no entries by price.")
+
     def calibrate(self, deltas: Sequence[Delta], losses: Iterable[Tensor]) -> None:
         """Use one pass of losses over the data, computed with the deltas in place."""
         raise PatchError(f"Method '{self.name}' has nothing to calibrate.")

@@ -64,11 +64,19 @@ class BudgetDelta(Delta):
         super().__init__(layout)
         self.v = nn.Parameter(v)
         self.register_buffer("keep", torch.ones_like(v, dtype=torch.bool))
+        # Derived anew at every start, so a checkpoint does not carry it.
+        self.register_buffer("price", None, persistent=False)
 
     def values(self) -> Tensor:
         product = _straight_through if being_traced() else _StraightThrough.apply
         values: Tensor = product(self.v, self.keep)
         return values
+
+    def score(self) -> Tensor:
+        """Return |v|, divided by what an entry costs if that is known."""
+        size = self.v.detach().abs()
+        price = self._buffers.get("price")  # deltas pickled before there were prices have none
+        return size if price is None else size / price
 
 
 class Budget(Method):
@@ -245,6 +253,10 @@ class Budget(Method):
         # A share of the whole is not exact to the last digit.
         return max(1, ceil(step / progress / self.choices - 1e-6))
 
+    def set_prices(self, deltas: Sequence[Delta], prices: Sequence[Tensor]) -> None:
+        for delta, price in zip(_budgets(deltas), prices, strict=True):
+            delta.price = price.to(delta.v)
+
     def refresh(self, deltas: Sequence[Delta], progress: float) -> None:
         """Choose the kept entries anew, from v as it is now."""
         budgets = _budgets(deltas)
@@ -254,7 +266,7 @@ class Budget(Method):
             for delta in budgets:
                 delta.keep.fill_(True)
             return
-        scores = [delta.v.detach().abs() for delta in budgets]
+        scores = [delta.score() for delta in budgets]
         for delta, keep in zip(budgets, largest(scores, count), strict=True):
             delta.keep.copy_(keep)
 

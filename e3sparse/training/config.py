@@ -18,6 +18,7 @@ FRESH_LR = 1e-2
 DEPENDENT = {
     "magnetic": ("spin_orbit", "spin_lr", "spin_settings"),
     "replay": ("replay_weight", "replay_structures", "replay_batch_size"),
+    "fisher": ("fisher_weight", "fisher_price", "fisher_structures"),
 }
 """Settings that mean nothing without another."""
 
@@ -154,6 +155,29 @@ class FinetuneConfig(BaseModel):
     )
     replay_batch_size: int = _setting(4, "Replayed structures in each step.", _TRAINING, ge=1)
 
+    fisher: str | None = _setting(
+        None,
+        "auto, or a file of {parameter name: tensor}: hold back the weights that the base model "
+        "needs, by its Fisher information on small structures of all its elements or that of the "
+        "file.",
+        _TRAINING,
+        min_length=1,
+    )
+    fisher_weight: float = _setting(
+        0.1, "Weight of the penalty ½ Σ F ΔW² beside the loss on labels.", _TRAINING, ge=0
+    )
+    fisher_price: float = _setting(
+        0.0,
+        "How much the Fisher information counts where a budget chooses its entries: by |v| divided "
+        "by the root of it to this power.",
+        _TRAINING,
+        ge=0,
+        le=4,
+    )
+    fisher_structures: int = _setting(
+        128, "Number of random structures for --fisher auto.", _TRAINING, ge=1
+    )
+
     epochs: int = _setting(50, "Passes over the training set.", _TRAINING, ge=1)
     max_steps: int | None = _setting(None, "Length in steps, instead of epochs.", _TRAINING, ge=1)
     batch_size: int = _setting(8, "Frames in each step.", _TRAINING, ge=1)
@@ -259,6 +283,17 @@ class FinetuneConfig(BaseModel):
                 f"method {self.method} trains the whole model, without a delta, and takes no "
                 f"settings (given: {', '.join(self.method_settings)})"
             )
+        if self.fisher is not None and self.whole_model:
+            raise ValueError(
+                f"fisher holds back the entries of a delta, and method {self.method} trains none"
+            )
+        if self.fisher is not None and self.magnetic:
+            raise ValueError("fisher cannot be had together with magnetic: no spins are drawn")
+        if self.fisher_price > 0 and self.method != "budget":
+            raise ValueError(
+                f"fisher_price counts where a budget chooses its entries, and method {self.method} "
+                "chooses none: leave it out, or take method budget"
+            )
         return self
 
     @model_validator(mode="after")
@@ -303,6 +338,7 @@ class FinetuneConfig(BaseModel):
             "--valid": self.valid,
             "--test": self.test,
             "--replay": None if self.replay is None else Path(self.replay),
+            "--fisher": None if self.fisher is None else Path(self.fisher),
         }
         return {flag: path for flag, path in named.items() if path is not None and path.is_file()}
 

@@ -15,6 +15,7 @@ from e3sparse.layers.injection import cached
 from e3sparse.potentials.backends import Potential, Prediction
 from e3sparse.potentials.quantities import record_values, values_of
 from e3sparse.training.config import FRESH_LR
+from e3sparse.training.fisher import Fisher, penalty
 from e3sparse.training.losses import Loss
 from e3sparse.training.optimizers import make_optimizer, set_averaged
 from e3sparse.training.replay import Replay
@@ -39,6 +40,9 @@ class FineTuning(LightningModule):
         Structures on which to stay near the base model, if any.
     far_off
         Validation loss above which a model is never the best.
+    fisher, fisher_weight
+        Fisher information of the adapter's entries, by module path, and the weight of the penalty
+        that is made of it.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class FineTuning(LightningModule):
         far_off: float = inf,
         warmup: float | None = None,
         ema: float | None = None,
+        fisher: Fisher | None = None,
+        fisher_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = potential.module
@@ -67,6 +73,8 @@ class FineTuning(LightningModule):
         self.far_off = far_off
         self.warmup, self.ema = warmup, ema
         self._stepped = 0
+        self.fisher = fisher
+        self.fisher_weight = fisher_weight
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return what the optimizer holds."""
@@ -108,6 +116,10 @@ class FineTuning(LightningModule):
                 drift = self.loss(self.potential.forward(known.inputs), known)
                 self.log("train/replay_loss", drift.detach(), on_step=True, on_epoch=False)
                 loss = loss + self.replay.weight * drift
+            if self.fisher is not None and self.adapter is not None and self.fisher_weight > 0:
+                costs = penalty(self.fisher, self.adapter)
+                self.log("train/fisher_penalty", costs.detach(), on_step=True, on_epoch=False)
+                loss = loss + self.fisher_weight * costs
         forces_mae = (predicted.forces.detach() - batch.forces).abs().nanmean() * MEV
         self.log("train/forces_mae", forces_mae, on_step=True, on_epoch=False)
         # Loggers take it for the number of the step: Lightning's own is off by one in a run that

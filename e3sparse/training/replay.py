@@ -52,7 +52,7 @@ def replay_frames(config: FinetuneConfig, potential: Potential, console: Console
         file.
     """
     if config.replay == AUTO:
-        return _random(config, potential, console)
+        return random_frames(config.replay_structures, config.seed, potential, console)
     structures = read_structures(str(config.replay), potential.species.numbers)
     frames = _labelled([_bare(atoms) for atoms in structures], potential)
     for number, frame in enumerate(frames):
@@ -64,10 +64,16 @@ def replay_frames(config: FinetuneConfig, potential: Potential, console: Console
     return frames
 
 
-def _random(config: FinetuneConfig, potential: Potential, console: Console) -> list[Frame]:
+def random_frames(wanted: int, seed: int, potential: Potential, console: Console) -> list[Frame]:
+    """Return small random structures of all elements that a model knows, labelled by it.
+
+    Raises
+    ------
+    ConfigError
+        If the model holds too few of them together.
+    """
     numbers = [z for z in potential.species.numbers if z]
-    rng = np.random.default_rng(config.seed)
-    wanted = config.replay_structures
+    rng = np.random.default_rng(seed)
     drawn = islice(varied_structures(numbers, rng), _SPARE * wanted)
     frames = [Frame(atoms, 0.0, np.zeros(0), None) for atoms in drawn]
     steps = rng.integers(MOST_STEPS + 1, size=len(frames))
@@ -85,7 +91,7 @@ def _random(config: FinetuneConfig, potential: Potential, console: Console) -> l
         raise ConfigError(
             f"Only {len(kept)} of {len(frames)} random structures have forces below "
             f"{LARGEST_FORCE:g} eV/Å in {potential.name}, so that it has little to say about "
-            "them: give structures of your own with --replay FILE."
+            "them: give structures of your own with --replay FILE, or no --fisher auto."
         )
     return kept
 

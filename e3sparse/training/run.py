@@ -29,6 +29,7 @@ from e3sparse.training.energy_zero import (
     said_of_shifts_after,
     shifts_after,
 )
+from e3sparse.training.fisher import checked_for, fisher_for, prices_of
 from e3sparse.training.fitting import fit
 from e3sparse.training.inputs import load_inputs
 from e3sparse.training.losses import Loss
@@ -158,7 +159,12 @@ def finetune(
         potential = with_spin_layers(config, potential, looked_at["train"])
         count = sum(p.numel() for p in potential.fresh_parameters())
         console.print(f"Spin-aware layers: {count:,} parameters, trained in full")
+    fisher = fisher_for(config, potential, console) if config.fisher else None
     adapter = _prepare(config, potential, splits["train"])
+    if fisher is not None and adapter is not None:
+        fisher = checked_for(fisher, adapter)
+        if config.fisher_price > 0:
+            adapter.set_prices(prices_of(fisher, config.fisher_price))
     if adapter is not None:
         adapter.energy_references.update(references)
         console.print(adapter.summary().plan(adapter.method.final_sparsity))
@@ -193,6 +199,8 @@ def finetune(
         far_off=inf if config.allow_worse else recovery.far_off,
         warmup=config.warmup,
         ema=config.ema,
+        fisher=fisher,
+        fisher_weight=config.fisher_weight,
     )
     data = Frames(
         potential,
