@@ -43,7 +43,7 @@ MAY_IMPORT = {
 BEGINS = {
     "torch": "layers deltas adapter potentials frames magnetism symmetry training analysis cli",
     "e3nn": "layers adapter magnetism symmetry",
-    "safetensors": "adapter",
+    "safetensors": "adapter training",
     "huggingface_hub": "adapter",
     "ase": "potentials frames magnetism symmetry datasets training analysis robustness cli",
     "lightning": "training",
