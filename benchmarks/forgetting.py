@@ -72,7 +72,7 @@ CRYSTALS = [
 HELD = {"mace-ethanol": MOLECULES, "7net-ethanol": CRYSTALS}
 
 
-FISHER = ("fisher", "fisher_weight", "fisher_price")
+OF_THE_RUN = ("fisher", "fisher_weight", "fisher_price", "replay_energy_weight")
 """Settings of a run that are none of its method."""
 
 
@@ -99,7 +99,7 @@ class Run:
 
     def rates(self, task):
         """Return the learning rates to try; none if benchmarks/methods.py has not chosen one."""
-        others = ("weight_decay", *FISHER)
+        others = ("weight_decay", *OF_THE_RUN)
         alone = {k: v for k, v in json.loads(self.settings or "{}").items() if k not in others}
         lr = rate_of(TASKS[task], self.method, settings(**alone))
         return [] if lr is None else [lr / times for times in self.slower]
@@ -143,7 +143,7 @@ def one_run(name, method, chosen, replay, lr, seed):
     }  # fmt: skip
     more = {"replay": "auto", "replay_weight": replay} if replay else {}
     said = json.loads(chosen or "{}")
-    more |= {name: said.pop(name) for name in FISHER if name in said}
+    more |= {name: said.pop(name) for name in OF_THE_RUN if name in said}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         try:

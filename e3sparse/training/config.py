@@ -17,7 +17,12 @@ FRESH_LR = 1e-2
 
 DEPENDENT = {
     "magnetic": ("spin_orbit", "spin_lr", "spin_settings"),
-    "replay": ("replay_weight", "replay_structures", "replay_batch_size"),
+    "replay": (
+        "replay_weight",
+        "replay_energy_weight",
+        "replay_structures",
+        "replay_batch_size",
+    ),
     "fisher": ("fisher_weight", "fisher_price", "fisher_structures"),
 }
 """Settings that mean nothing without another."""
@@ -149,6 +154,12 @@ class FinetuneConfig(BaseModel):
     )
     replay_weight: float = _setting(
         0.1, "Weight of the replay loss beside the loss on labels.", _TRAINING, gt=0
+    )
+    replay_energy_weight: float = _setting(
+        1.0,
+        "How much energies count in the replay loss, in units of --energy-weight.",
+        _TRAINING,
+        ge=0,
     )
     replay_structures: int = _setting(
         128, "Number of random structures for --replay auto.", _TRAINING, ge=1

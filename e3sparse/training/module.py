@@ -113,7 +113,8 @@ class FineTuning(LightningModule):
             self.log("train/loss", loss.detach(), on_step=True, on_epoch=False)
             if self.replay is not None:
                 known = self.replay.batch(self.trainer.global_step, self.trainer.global_rank)
-                drift = self.loss(self.potential.forward(known.inputs), known)
+                replayed = self.replay.loss(self.loss)
+                drift = replayed(self.potential.forward(known.inputs), known)
                 self.log("train/replay_loss", drift.detach(), on_step=True, on_epoch=False)
                 loss = loss + self.replay.weight * drift
             if self.fisher is not None and self.adapter is not None and self.fisher_weight > 0:

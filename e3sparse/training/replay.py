@@ -19,6 +19,7 @@ from e3sparse.frames.reading import Frame
 from e3sparse.potentials.backends import Potential
 from e3sparse.potentials.structure_files import read_structures
 from e3sparse.training.config import FinetuneConfig
+from e3sparse.training.losses import Loss
 from e3sparse.training.random_structures import varied_structures
 
 AUTO = "auto"
@@ -131,6 +132,8 @@ class Replay:
         Whose graphs they get.
     weight
         Of their loss, in units of that of the training frames.
+    energies
+        How much their energies count, in units of what those of training frames do.
     batch_size
         Structures in each step.
     seed
@@ -140,6 +143,7 @@ class Replay:
     frames: FrameDataset
     potential: Potential
     weight: float
+    energies: float
     batch_size: int
     seed: int
 
@@ -150,9 +154,14 @@ class Replay:
             FrameDataset(frames, potential, {}),
             potential,
             config.replay_weight,
+            config.replay_energy_weight,
             min(config.replay_batch_size, len(frames)),
             config.seed,
         )
+
+    def loss(self, of_labels: Loss) -> Loss:
+        """Return the loss on what is replayed, made of that on labels."""
+        return of_labels.model_copy(update={"energy": self.energies * of_labels.energy})
 
     def batch(self, step: int, rank: int = 0) -> Batch:
         """Return the structures of a step, on the potential's device."""

@@ -1,5 +1,7 @@
 """Replay holds a model to what the base said, with labels that are the base's own."""
 
+from dataclasses import replace
+
 import ase.io
 import numpy as np
 import pytest
@@ -147,3 +149,16 @@ def test_a_base_model_that_holds_nothing_together_is_refused(asked, tiny_checkpo
     monkeypatch.setattr(replay, "LARGEST_FORCE", 0.0)
     with pytest.raises(ConfigError, match="--replay FILE"):
         frames_of(asked, load(tiny_checkpoint, torch.float64))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_energies_of_what_is_replayed_count_by_their_own_weight(weight, asked, tiny_checkpoint):
+    potential = load(tiny_checkpoint, torch.float64)
+    off = [replace(frame, energy=frame.energy + 3.0) for frame in frames_of(asked, potential)]
+    potential.patch("linear", "dense")
+    held = Replay.of(off, potential, asked.model_copy(update={"replay_energy_weight": weight}))
+    batch = held.batch(0)
+    said = potential.forward(batch.inputs)
+    whole = Loss()(said, batch).item()
+    assert whole > 1e-4
+    assert held.loss(Loss())(said, batch).item() == pytest.approx(weight * whole, abs=1e-20)
