@@ -254,8 +254,8 @@ MUTANTS = (
     Mutant(
         "start away from the base model",
         f"{CORE}/deltas/budget.py",
-        "return BudgetDelta(layout, weight.new_zeros(layout.shape))",
-        "return BudgetDelta(layout, weight.new_zeros(layout.shape) + 1e-9)",
+        "return BudgetDelta(layout, weight.new_zeros(layout.shape), groups)",
+        "return BudgetDelta(layout, weight.new_zeros(layout.shape) + 1e-9, groups)",
         "tests/core/test_methods.py tests/core/test_budget.py",
     ),
     Mutant(

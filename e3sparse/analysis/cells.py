@@ -111,12 +111,6 @@ def degree(irreps: str | None) -> int | None:
     return int(found[2]) if found else None
 
 
-def multiplicity(irreps: str) -> int | None:
-    """Return the multiplicity of a single irrep; None of anything else."""
-    found = _IRREPS.fullmatch(irreps)
-    return int(found[1]) if found else None
-
-
 def layer_depths(paths: list[str]) -> dict[str, int]:
     """Read the depth of each layer off its name.
 

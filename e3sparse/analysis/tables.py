@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 import torch
 from ase.data import chemical_symbols
-from torch import Tensor
 
-from e3sparse.analysis.cells import EVERY, OTHER, SUMS, multiplicity
+from e3sparse.analysis.cells import EVERY, OTHER, SUMS
 from e3sparse.analysis.change import Change
-from e3sparse.layers.layouts import Block, Layout
+from e3sparse.layers.groups import channels
 
 MEASURES = ("one_minus_r2", "relative", "effect", "updated")
 _BLOCK = ["layer", "kind", "depth", "block", "irreps_in", "irreps_in2", "irreps_out"]
@@ -129,9 +128,9 @@ def channel_table(change: Change, top: int = 20) -> pd.DataFrame:
             layout.views(change.deltas[path]), layout.views(change.weights[path]), strict=True
         )
         for (block, delta), (_, weight) in pairs:
-            by_channel = channels(layout, block, delta)  # (species, channels, entries)
+            by_channel = channels(layout, block, delta).double()  # (species, channels, entries)
             size = by_channel.square().sum(2).sqrt()
-            base = channels(layout, block, weight).square().sum(2).sqrt()
+            base = channels(layout, block, weight).double().square().sum(2).sqrt()
             count = min(top, int(torch.count_nonzero(size)))
             for place in torch.topk(size.flatten(), count).indices.tolist():
                 species, channel = divmod(place, size.shape[1])
@@ -160,31 +159,6 @@ def channel_table(change: Change, top: int = 20) -> pd.DataFrame:
 
 def _name(names: list[str], index: int) -> str:
     return names[index] if index < len(names) else OTHER
-
-
-def channels(layout: Layout, block: Block, view: Tensor) -> Tensor:
-    """Return a block as (species, output channels, entries), in float64.
-
-    The axis of output channels is the last that has the multiplicity of the output; all axes
-    together where only their product has, as for `uvuv`; that in front of the blocks, where a
-    block is a single weight a channel. A block without any is one channel.
-    """
-    mul = multiplicity(block.irreps_out)
-    lead = len(layout.lead)
-    species = None if block.species_axis is None else lead + block.species_axis
-    view = view.unsqueeze(0) if species is None else view.movedim(species, 0)
-    sizes = list(view.shape)
-    own = range(1 + lead, view.ndim)
-    axis = next((a for a in reversed(own) if sizes[a] == mul), None)
-    if block.channel_axis is not None and species is None:
-        axis = 1 + lead + block.channel_axis
-    if axis is None and mul == torch.Size(sizes[1 + lead :]).numel() and not lead:
-        return view.reshape(sizes[0], -1, 1).double()
-    if axis is None:
-        axis = next((a for a in range(1, 1 + lead) if sizes[a] == mul), None)
-    if axis is None:
-        return view.reshape(sizes[0], 1, -1).double()
-    return view.movedim(axis, 1).reshape(sizes[0], sizes[axis], -1).double()
 
 
 def summed(cells: pd.DataFrame, by: list[str]) -> pd.DataFrame:

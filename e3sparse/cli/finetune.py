@@ -1,7 +1,7 @@
 """`e3sparse finetune`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,7 @@ from e3sparse.cli.tables import frame_table, out, print_errors
 from e3sparse.errors import ConfigError
 from e3sparse.training.config import FinetuneConfig
 
+Granularity = Literal["entry", "channel", "block"]
 _OPTIONS = options_of(FinetuneConfig)
 _RUN, _METHOD, _MAGNETISM = "Model and run", "What is trained", "Magnetism"
 
@@ -50,6 +51,14 @@ def finetune(
         typer.Option(
             help="Several shares of zeros, such as 0.85,0.97,0.995: one run stays at each for a "
             "while, and leaves an adapter of each.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    granularity: Annotated[
+        Granularity | None,
+        typer.Option(
+            help="What is kept or pruned together: entry (by default), channel or block of a path "
+            "and element.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -107,6 +116,8 @@ def finetune(
         if target_sparsity is not None:
             raise ConfigError("--sparsity-path and --target-sparsity exclude each other.")
         by_name |= _path(sparsity_path)
+    if granularity is not None:
+        by_name["granularity"] = granularity
     if tolerance is not None:
         by_name["tolerance"] = tolerance
     said |= {"method_settings": by_name} if by_name else {}

@@ -10,7 +10,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from e3sparse.deltas.base import AVERAGE, Method, ParamGroup, being_traced, largest
+from e3sparse.deltas.grouped import Groups, largest_groups
 from e3sparse.layers.delta import Delta
+from e3sparse.layers.groups import Granularity
 from e3sparse.layers.layouts import Layout
 
 _AUTO = {
@@ -60,8 +62,9 @@ class BudgetDelta(Delta):
 
     keep: Tensor
 
-    def __init__(self, layout: Layout, v: Tensor) -> None:
+    def __init__(self, layout: Layout, v: Tensor, groups: Groups | None = None) -> None:
         super().__init__(layout)
+        self.groups = groups
         self.v = nn.Parameter(v)
         self.register_buffer("keep", torch.ones_like(v, dtype=torch.bool))
         # Derived anew at every start, so a checkpoint does not carry it.
@@ -104,6 +107,12 @@ class Budget(Method):
     levels
         Lower sparsities to stay at on the way. Each gets the same share of the training, in which
         the sparsity rises first and then stays; `ramp_end` has no effect.
+    granularity
+        What is kept or pruned together: `"entry"`, `"channel"` (the entries of a path that lead to
+        one channel of its output) or `"block"` (all of a path), each apart for each element where
+        there is an axis over species. Groups are compared by the root mean square of v in them, for
+        that of the base model's weights. The target is met as far as whole groups allow, with
+        never more entries than it leaves.
     tolerance
         If given, a level whose validation loss is so much (as a share) above that of an earlier
         one is one too many. That is for whoever validates to notice and to go back, as `e3sparse
@@ -134,6 +143,7 @@ class Budget(Method):
     levels: tuple[float, ...] = ()
     tolerance: float | None = Field(None, gt=0)
     warmup: float = Field(0.05, ge=0, lt=1)
+    granularity: Granularity = "entry"
     ramp_end: float = Field(0.8, gt=0, le=1)
     choices: int = Field(400, ge=1)
     memory: float = Field(30.0, ge=1)
@@ -166,7 +176,10 @@ class Budget(Method):
         return self
 
     def delta(self, layout: Layout, weight: Tensor, generator: torch.Generator) -> BudgetDelta:
-        return BudgetDelta(layout, weight.new_zeros(layout.shape))
+        groups = None
+        if self.granularity != "entry":
+            groups = Groups(layout, self.granularity, weight)
+        return BudgetDelta(layout, weight.new_zeros(layout.shape), groups)
 
     def param_groups(self, deltas: Sequence[Delta], lr: float) -> list[ParamGroup]:
         params = [p for delta in deltas for p in delta.parameters()]
@@ -267,7 +280,9 @@ class Budget(Method):
                 delta.keep.fill_(True)
             return
         scores = [delta.score() for delta in budgets]
-        for delta, keep in zip(budgets, largest(scores, count), strict=True):
+        groups = [delta.groups for delta in budgets if delta.groups is not None]
+        keeps = largest_groups(groups, scores, count) if groups else largest(scores, count)
+        for delta, keep in zip(budgets, keeps, strict=True):
             delta.keep.copy_(keep)
 
 

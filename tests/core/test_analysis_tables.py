@@ -21,10 +21,10 @@ from e3sparse.analysis import (
     species_table,
     total,
 )
-from e3sparse.analysis.cells import count_cells, degree, layer_depths, multiplicity
+from e3sparse.analysis.cells import count_cells, degree, layer_depths
 from e3sparse.analysis.change import Change
-from e3sparse.analysis.tables import channels
 from e3sparse.errors import PatchError
+from e3sparse.layers.groups import channels, multiplicity
 from e3sparse.layers.layouts import Block, Layout
 
 pytestmark = pytest.mark.any_e3nn
