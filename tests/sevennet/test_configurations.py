@@ -8,6 +8,7 @@ import sevenn.util
 import torch
 from e3sparse_sevennet import SevenNetBackend
 from potentials import evaluate, random_deltas, relative, tolerance
+from sample_frames import structures
 from sevenn.model_build import build_E3_equivariant_model
 from support import load
 
@@ -100,3 +101,34 @@ def test_the_other_level_of_theory_changes_with_what_both_share():
     other.module.load_state_dict(trained.module.state_dict())
     after = evaluate(trained), evaluate(other)
     assert all(relative(a, b) > 1e-3 for a, b in zip(after, before, strict=True))
+
+
+def test_training_one_level_of_theory_and_what_the_other_says(tmp_path):
+    """Rows and energies of the other's own stay; what both share moves, and it says so."""
+    trained = load("7net-mf-0", head="PBE")
+    others_before = evaluate(load("7net-mf-0", head="R2SCAN"))
+    path = "0_self_interaction_1.linear"
+    adapter = trained.patch(path, "dense")
+    batch = trained.collate([trained.graph(atoms) for atoms in structures()])
+    trained.module.train()
+    trained.forward(batch).energy.square().sum().backward(inputs=adapter.parameters())
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.sub_(0.1 * parameter.grad / parameter.grad.abs().max())
+    (of_modality,) = (
+        rows
+        for block, rows in adapter.layouts[path].views(adapter.values()[path])
+        if block.irreps_in == "2x0e"
+    )
+    assert not of_modality[0].any()  # R2SCAN's
+    assert of_modality[1].all()
+    trained.shift_energies({8: 1.0})
+    adapter.merge()
+    trained.save(tmp_path / "tuned.pth")
+    pbe, r2scan = (load(tmp_path / "tuned.pth", head=head) for head in ("PBE", "R2SCAN"))
+    np.testing.assert_array_equal(evaluate(pbe), evaluate(trained))
+    base = load("7net-mf-0", head="R2SCAN").module._modules["rescale_atomic_energy"].shift
+    shift = r2scan.module._modules["rescale_atomic_energy"].shift
+    assert torch.equal(shift[0], base[0])
+    assert not torch.equal(shift[1], base[1])
+    assert relative(evaluate(r2scan), others_before) > 1e-3
