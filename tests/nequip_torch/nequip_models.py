@@ -9,6 +9,7 @@ import yaml
 from e3sparse_nequip.backend import NequIPPotential
 from e3sparse_nequip.options import nequip_state
 from nequip.model import NequIPGNNModel
+from nequip.model.nequip_models import _NEQUIP_GNN_PRESETS, PresetNequIPGNNModel
 from nequip.train import NequIPLightningModule
 from nequip.utils.versions import get_current_code_versions
 
@@ -86,3 +87,24 @@ def write_checkpoint(path, model):
         path,
     )
     return path
+
+
+def oam(preset):
+    """Return the config of a NequIP-OAM model: NequIP's preset with fewer channels."""
+    features = [max(2, n // 16) for n in _NEQUIP_GNN_PRESETS[preset]["num_features"]]
+    return {
+        "seed": 0, "model_dtype": "float64", "r_max": 4.0, "type_names": list(TYPES),
+        "num_features": features, "type_embed_num_features": 4, "radial_mlp_width": 8,
+        "avg_num_neighbors": 4.0, "per_type_energy_shifts": SHIFTS, "per_type_energy_scales": 2.0,
+        "pair_potential": {
+            "_target_": "nequip.nn.pair_potential.ZBL", "units": "metal",
+            "chemical_species": list(TYPES),
+        },
+    }  # fmt: skip
+
+
+def built_oam(preset):
+    """Return a potential of random weights with the layers of a NequIP-OAM model."""
+    with nequip_state():
+        module = PresetNequIPGNNModel(preset, **oam(preset))
+    return NequIPPotential(f"a small NequIP-OAM-{preset}", module)
