@@ -22,6 +22,7 @@ import magnetic
 import methods
 import nve
 import pareto
+import robust
 
 HERE = Path(__file__).resolve().parent
 ROOT, RESULTS = HERE.parent, HERE / "results"
@@ -29,7 +30,15 @@ FOLDERS = ("benchmarks", "e3sparse", "integrations")
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES = (
     *(methods.table, costs.table, forgetting.table, extrapolation.table, magnetic.table),
-    *(nve.table, gpu.table, comparison.table, pareto.reach, energies.table, explosions.table),
+    *(
+        nve.table,
+        gpu.table,
+        comparison.table,
+        pareto.reach,
+        energies.table,
+        explosions.table,
+        robust.table,
+    ),
 )
 
 

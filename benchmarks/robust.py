@@ -80,7 +80,9 @@ def one_run(task, method, chosen, seed):
 
 def read_rows():
     """Return the models so far; methods without settings have an empty string there."""
-    return pd.read_csv(CSV).fillna({"settings": ""}) if CSV.exists() else pd.DataFrame()
+    if not CSV.exists():
+        return pd.DataFrame()
+    return pd.read_csv(CSV, dtype={"settings": str}).fillna({"settings": ""})
 
 
 def keys_of(rows):

@@ -39,7 +39,7 @@ def of_random(
     model: Forces, base: Forces | None, structures: Sequence[Atoms]
 ) -> tuple[Finding, Finding | None]:
     """Judge forces on random structures, none of which has atoms that overlap by much."""
-    names = [f"{atoms.get_chemical_formula()}, number {n}" for n, atoms in enumerate(structures)]
+    names = [f"{atoms.get_chemical_formula()} number {n}" for n, atoms in enumerate(structures)]
     if base is None:
         return _wild(names, largest(model), LARGEST_EV_A), None
     found = _wild(names, largest(model), GROWTH * LARGEST_EV_A)
