@@ -12,6 +12,8 @@ from e3sparse.frames.label_keys import LabelKeys
 from e3sparse.training.loss_weights import LossWeights
 
 WHOLE_MODEL = ("full", "scratch")
+LARGEST_WITH_REPLAY = 0.07
+"""Where the growing learning rate of a budget stops if there is replay; benchmarks/README.md."""
 FRESH_LR = 1e-2
 """Learning rate of layers that start from random weights."""
 
@@ -357,6 +359,13 @@ class FinetuneConfig(BaseModel):
     def whole_model(self) -> bool:
         """Whether the model itself is trained, without a delta."""
         return self.method in WHOLE_MODEL
+
+    @property
+    def settings_of_method(self) -> dict[str, Any]:
+        """What `method_settings` says; and of a budget with replay that its rate grows so far."""
+        if self.replay is not None and self.method == "budget":
+            return {"largest_lr": LARGEST_WITH_REPLAY} | self.method_settings
+        return self.method_settings
 
     @property
     def learning_rate(self) -> float:

@@ -315,7 +315,7 @@ def _prepare(
     if config.whole_model:
         return None
     adapter = potential.patch(
-        config.targets, config.method, seed=config.seed, **config.method_settings
+        config.targets, config.method, seed=config.seed, **config.settings_of_method
     )
     adapter.freeze_absent_species(facts_of(train).there)
     return adapter

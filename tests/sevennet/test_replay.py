@@ -162,3 +162,26 @@ def test_energies_of_what_is_replayed_count_by_their_own_weight(weight, asked, t
     whole = Loss()(said, batch).item()
     assert whole > 1e-4
     assert held.loss(Loss())(said, batch).item() == pytest.approx(weight * whole, abs=1e-20)
+
+
+@pytest.mark.parametrize(
+    ("given", "bound"),
+    [
+        ({}, 0.07),
+        ({"method_settings": {"largest_lr": 0.5}}, 0.5),
+        ({"method_settings": {"largest_lr": None}}, None),
+        ({"replay": None}, None),
+    ],
+)
+def test_a_rate_grows_less_far_with_replay(given, bound, asked, tiny_checkpoint):
+    settings = asked.model_copy(update=given).settings_of_method
+    adapter = load(tiny_checkpoint).patch("linear", "budget", total_steps=1, **settings)
+    assert adapter.method.largest_lr == bound
+    optimizer = torch.optim.SGD(adapter.param_groups(lr=0.02))
+    adapter.step(optimizer=optimizer)
+    free = 0.02 * 0.03**-0.75  # 3 % of the entries are left
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(min(free, bound or free))
+
+
+def test_other_methods_have_no_such_bound(asked):
+    assert asked.model_copy(update={"method": "dense"}).settings_of_method == {}
