@@ -97,7 +97,7 @@ def tiny_sevennet(path: Path, seed: int = 0) -> Path:
 
 def tiny_mace(path: Path, seed: int = 0) -> Path:
     """Write a MACE model with random weights."""
-    from e3sparse_mace.architectures import random_model
+    from mace_architectures import random_model
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
