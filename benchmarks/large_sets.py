@@ -2,7 +2,7 @@
 
 Makes a database of small molecules and fine-tunes on it for a few steps:
 `python benchmarks/large_sets.py MODEL --frames 1000000 --steps 200 --workers 2`.
-MODEL may be `tiny`: a SevenNet of 2,000 parameters that is made here, for what the set costs alone.
+MODEL may be `tiny`: a small SevenNet that is made here, for what the set alone costs.
 With `--set FOLDER` the database stays there, and a later run takes it as it is.
 """
 
@@ -80,6 +80,25 @@ def in_use() -> int:
     return total
 
 
+def table() -> None:
+    """Write a table of all runs."""
+    lines = [
+        "# Sets larger than memory",
+        "",
+        "| model | frames | file (MB) | workers | memory, largest (MB) | checked in (s) | "
+        "frames a second in training |",
+        "|" + "---|" * 7,
+    ]
+    for run in sorted(json.loads(RESULTS.read_text()), key=lambda run: run["frames"]):
+        cells = [
+            run["model"], f"{run['frames']:,}", f"{run['file_bytes'] / 1e6:,.0f}", run["workers"],
+            f"{run['peak_bytes'] / 1e6:,.0f}", f"{run['seconds_to_first_step']:,.0f}",
+            f"{run['frames_per_second']:.0f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
@@ -140,7 +159,9 @@ def main() -> None:
         "seconds_to_first_step": round(steps[0] - begun, 1),
         "frames_per_second": round(BATCH / float(np.median(gaps)), 1),
     }
-    asked.out.write_text(json.dumps(found, indent=1) + "\n")
+    others = json.loads(asked.out.read_text()) if asked.out.exists() else []
+    runs = [run for run in others if run["command"] != found["command"]] + [found]
+    asked.out.write_text(json.dumps(runs, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 
