@@ -22,6 +22,7 @@ import magnetic
 import methods
 import nve
 import pareto
+import replay_noise
 import robust
 
 HERE = Path(__file__).resolve().parent
@@ -38,6 +39,7 @@ TABLES = (
         energies.table,
         explosions.table,
         robust.table,
+        replay_noise.table,
     ),
 )
 

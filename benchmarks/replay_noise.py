@@ -5,7 +5,7 @@
 Trains a budget's delta without replay for some steps at a constant rate, then asks for the gradient
 by the delta of the whole loss, of its energies and of its forces, for single training frames and
 for single structures of `--replay auto`, labelled by the base model. Written to
-benchmarks/results/replay_noise_<task>.md.
+benchmarks/results/replay_noise_<task>.csv, with a table beside it.
 """
 
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pandas as pd
 import torch
 import typer
 from rich.console import Console
@@ -27,6 +28,17 @@ from e3sparse.potentials.backends import load_potential
 from e3sparse.training.config import make_config
 from e3sparse.training.losses import Loss
 from e3sparse.training.replay import replay_frames
+
+COLUMNS = [
+    "of a",
+    "part of loss",
+    "energy error (meV/atom)",
+    "force error (meV/Å)",
+    "loss",
+    "norm of the mean gradient",
+    "norm of its deviation",
+    "worst tenth's share of squares",
+]
 
 
 def main(
@@ -66,13 +78,7 @@ def main(
         optimizer.zero_grad()
         loss(potential.forward(batch.inputs), batch).backward(inputs=held)
         optimizer.step()
-    lines = [
-        f"# Gradients of single structures: {task}", "", (__doc__ or "").strip(), "",
-        f"{steps} steps at {lr:g} before; {structures} of each kind. Errors are medians.", "",
-        "| of a | part of loss | energy error (meV/atom) | force error (meV/Å) | loss | norm of "
-        "the mean gradient | norm of its deviation | worst tenth's share of squares |",
-        "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    rows = []
     parts = {"all": loss, "energies": Loss(forces=0.0), "forces": Loss(energy=0.0)}
     for kind, data in kinds.items():
         gradients: dict[str, list[torch.Tensor]] = {part: [] for part in parts}
@@ -98,13 +104,33 @@ def main(
             mean, deviation = stacked.mean(0).norm(), stacked.std(0).norm()
             squares = stacked.square().sum(1).sort(descending=True).values
             worst = squares[: max(1, len(squares) // 10)].sum() / squares.sum()
+            found = (energies, forces, np.median(losses[part]), mean, deviation, worst)
+            rows.append([kind, part, *(f"{float(value):.4g}" for value in found)])
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    frame.insert(0, "conditions", f"{steps} steps at {lr:g} before; {structures} of each kind")
+    frame.to_csv(HERE / "results" / f"replay_noise_{task}.csv", index=False)
+    table()
+
+
+def table() -> None:
+    """Write the table of each CSV file."""
+    for path in sorted((HERE / "results").glob("replay_noise_*.csv")):
+        frame = pd.read_csv(path)
+        lines = [
+            f"# Gradients of single structures: {path.stem.removeprefix('replay_noise_')}",
+            *("", (__doc__ or "").strip(), ""),
+            f"{frame['conditions'].iloc[0]}. Errors are medians.",
+            "",
+            f"| {' | '.join(COLUMNS)} |",
+            "|" + "---|" * len(COLUMNS),
+        ]
+        for row in frame[COLUMNS].itertuples(index=False):
+            energy, forces, loss, mean, deviation, worst = row[2:]
             lines.append(
-                f"| {kind} | {part} | {energies:.1f} | {forces:.1f} | {np.median(losses[part]):.2g}"
-                f" | {mean:.2g} | {deviation:.2g} | {worst:.0%} |"
+                f"| {row[0]} | {row[1]} | {energy:.1f} | {forces:.1f} | {loss:.2g} | {mean:.2g} "
+                f"| {deviation:.2g} | {worst:.0%} |"
             )
-    path = HERE / "results" / f"replay_noise_{task}.md"
-    path.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines[-6:]))
+        path.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
