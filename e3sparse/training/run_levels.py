@@ -1,16 +1,17 @@
 """The adapters of a run's levels of sparsity, and how good each is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
 from e3sparse.frames.evaluation import errors
-from e3sparse.frames.reading import Frame
+from e3sparse.training.beginning import Beginning
 from e3sparse.training.config import FinetuneConfig
 from e3sparse.training.energy_zero import shifts_after
 from e3sparse.training.module import FineTuning
+from e3sparse.training.recovery import no_worse
 from e3sparse.training.run_folder import RunFolder, level_folder
 from e3sparse.training.sparsity_levels import SparsityLevels
 from e3sparse.training.waiting import predict_with_bar
@@ -21,12 +22,11 @@ def write_levels(
     folder: RunFolder,
     module: FineTuning,
     levels: SparsityLevels,
-    splits: Mapping[str, Sequence[Frame]],
-    references: dict[int, float],
-    isolated: Mapping[int, Frame],
+    start: Beginning,
+    base_loss: float,
     console: Console,
 ) -> dict[str, dict[str, Any]]:
-    """Save the best delta of each level as an adapter folder.
+    """Save the best delta of each level as an adapter folder, unless it is worse than the base.
 
     The model is left at the last of them; see `SparsityLevels.load`.
 
@@ -35,15 +35,19 @@ def write_levels(
     dict
         Of each level, by its sparsity: the adapter folder, counts, and the errors on each split.
     """
+    splits, references = start.looked_at, start.references
     adapter, found = levels.adapter, {}
     for level in sorted(levels.losses):
-        levels.load(module, level)
         name = levels.name(level)
+        if not (config.allow_worse or no_worse(levels.losses[level], base_loss)):
+            console.print(f"With a sparsity of {name} no model was better than the base model.")
+            continue
+        levels.load(module, level)
         after = {
             split: predict_with_bar(module.potential, frames, f"{split} at {name}", console)
             for split, frames in splits.items()
         }
-        shifts = shifts_after(config, splits["train"], after["train"], references, isolated)
+        shifts = shifts_after(config, splits["train"], after["train"], references, start.isolated)
         together = {z: e + shifts.get(z, 0.0) for z, e in references.items()}
         rows = {split: errors(splits[split], after[split], together) for split in splits}
         adapter.energy_references.update(together)
