@@ -42,6 +42,8 @@ class Batch:
     others
         Further quantities by name, where a frame has them: (N, …) or (B, …), NaN where there is
         no label.
+    weights
+        (B,) how much each frame's labels count in the loss, by quantity, where one is not 1.
     """
 
     inputs: Any
@@ -54,12 +56,16 @@ class Batch:
     moments: Tensor | None = None
     magnetic_forces: Tensor | None = None
     others: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         parts = {name: part for name, part in vars(self).items() if part is not None}
-        others = {name: label.to(device) for name, label in parts.pop("others").items()}
+        others, weights = (
+            {name: part.to(device) for name, part in parts.pop(kind).items()}
+            for kind in ("others", "weights")
+        )
         moved = {name: part.to(device) for name, part in parts.items()}
-        return replace(self, **moved, others=others)
+        return replace(self, **moved, others=others, weights=weights)
 
 
 class FrameDataset(Dataset[tuple[Any, Frame, float]]):
@@ -141,6 +147,10 @@ def labels_of(
             quantity.name: _further(quantity, frames, dtype)
             for quantity in further_quantities()
             if any(quantity.name in frame.others for frame in frames)
+        },
+        weights={
+            name: torch.tensor([frame.weights.get(name, 1.0) for frame in frames], dtype=dtype)
+            for name in sorted({name for frame in frames for name in frame.weights})
         },
     )
 

@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from e3sparse.frames.reading import Array, Frame
 from e3sparse.potentials.spins import SPINS
 
+WEIGHTED = ("energy", "forces", "stress")
+"""Quantities whose weights are noted of each frame."""
 _ALIKE = 1e-4
 """In Å: structures that differ by less are the same. Files give more digits."""
 
@@ -28,6 +30,8 @@ class Facts(NamedTuple):
         (F,) in eV, NaN where there is none.
     forces, stress
         (F,) bool, whether there are labels.
+    weights
+        (F, 3) of energy, forces and stress in the loss.
     structure
         (F,) of atoms, cell and spins: the same for the same structure.
     elements
@@ -41,6 +45,7 @@ class Facts(NamedTuple):
     energy: Array
     forces: NDArray[np.bool_]
     stress: NDArray[np.bool_]
+    weights: NDArray[np.float32]
     structure: NDArray[np.int64]
     elements: NDArray[np.int64]
     composition: NDArray[np.int32]
@@ -65,7 +70,7 @@ class Collected:
     def __init__(self) -> None:
         self.atoms, self.periodic = array("q"), array("b")
         self.energy, self.forces, self.stress = array("d"), array("b"), array("b")
-        self.structure = array("q")
+        self.weights, self.structure = array("f"), array("q")
         self.compositions: dict[tuple[tuple[int, int], ...], int] = {}
         self.kinds = array("q")
 
@@ -77,6 +82,7 @@ class Collected:
         self.energy.append(frame.energy)
         self.forces.append(has_forces(frame))
         self.stress.append(frame.stress is not None)
+        self.weights.extend(frame.weights.get(name, 1.0) for name in WEIGHTED)
         self.structure.append(_digest(frame))
         found = zip(*np.unique(atoms.numbers, return_counts=True), strict=True)
         composition = tuple((int(z), int(n)) for z, n in found)
@@ -95,6 +101,7 @@ class Collected:
             np.array(self.energy, dtype=float),
             np.array(self.forces, dtype=bool),
             np.array(self.stress, dtype=bool),
+            np.array(self.weights, dtype=np.float32).reshape(-1, len(WEIGHTED)),
             np.array(self.structure, dtype=int),
             np.array(elements, dtype=int),
             table[np.array(self.kinds, dtype=int)],

@@ -1,5 +1,7 @@
 """The names that labels have in a file."""
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
@@ -14,6 +16,7 @@ class LabelKeys(BaseModel):
     `energy`, `forces` and `stress` themselves mean what ASE puts into its calculator, and so does
     `magmoms`. A stress key with "virial" in it names a virial, which is -volume × stress. Moments
     and spins are read for magnetic models only. `others` names further labels by quantity.
+    `type_weights` are weights of frames by their `config_type`; `Default` is that of the rest.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +40,7 @@ class LabelKeys(BaseModel):
         json_schema_extra=_MAGNETIC,
     )
     others: dict[str, str] = {}
+    type_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
 
     @field_validator("others")
     @classmethod

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from e3sparse.errors import DataError, nearest
 from e3sparse.frames.label_keys import LabelKeys
+from e3sparse.frames.weights import is_weight
 from e3sparse.potentials.quantities import further_quantities
 
 Array = NDArray[np.float64]
@@ -73,7 +74,7 @@ def keys_there(atoms: Atoms) -> list[str]:
 
 def named_like(name: str, keys: Iterable[str]) -> list[str]:
     """Return the keys that sound as if they held an energy, forces or a stress."""
-    return [key for key in keys if _NAMED_LIKE[name].search(key)]
+    return [key for key in keys if _NAMED_LIKE[name].search(key) and not is_weight(key)]
 
 
 def missing(atoms: Atoms, where: str, what: str, key: str) -> str:

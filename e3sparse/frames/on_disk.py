@@ -38,6 +38,7 @@ from e3sparse.frames.reading import (
     read_file,
     with_moments,
 )
+from e3sparse.frames.weights import type_of, unknown_types
 from e3sparse.potentials.extended_xyz import check_spelling
 from e3sparse.potentials.stores import count, structure, structures
 from e3sparse.potentials.structure_files import check_structure
@@ -195,6 +196,7 @@ def _read_on_disk(
     faults: dict[int, str] = {}
     stresses: Counter[tuple[str, bool]] = Counter()
     states: Counter[tuple[str, str]] = Counter()
+    types: set[str] = set()
     partly, account = 0, Account(held)
     carrying: Counter[tuple[str, ...]] = Counter()
     examples: dict[tuple[str, ...], Atoms] = {}
@@ -205,6 +207,7 @@ def _read_on_disk(
         there = tuple(keys_there(atoms))
         carrying[there] += 1
         states.update(state_of(atoms))
+        types.add(type_of(atoms))
         examples.setdefault(there, atoms)
         try:
             alone = is_isolated(atoms, cutoff)
@@ -259,6 +262,7 @@ def _read_on_disk(
     notes += stress_notes(stresses, path) + unread_notes(not_read, path)
     account.without(len(faults), stresses, list(not_read), partly)
     notes += fixed_notes(partly, path) + state_notes(states, magnetic, path)
+    notes += unknown_types(types, keys, path)
     frames = FramesOnDisk(path, keys, magnetic, np.array(rows), np.array(numbers), facts)
     return Reading(frames.take(np.flatnonzero(keep)), isolated.atoms, notes, account)
 

@@ -37,6 +37,7 @@ from e3sparse.frames.labels import (
     missing,
     stress_of,
 )
+from e3sparse.frames.weights import type_of, unknown_types, weights_of
 from e3sparse.potentials.spins import SHORT, SPINS, as_vectors, directions_of
 from e3sparse.potentials.structure_files import read_structures
 
@@ -82,6 +83,8 @@ class Frame:
         The frame and its file, for messages.
     others
         Further labels by name, where the file has them; see `e3sparse.potentials.quantities`.
+    weights
+        How much its labels count in the loss, by quantity, where that is not 1.
     """
 
     atoms: Atoms
@@ -92,6 +95,7 @@ class Frame:
     magnetic_forces: Array | None = None
     where: str = "A frame"
     others: Mapping[str, Array] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class Split(NamedTuple):
@@ -244,6 +248,7 @@ def read_file(
     notes += stress_notes(stresses, path) + unread_notes(not_read, path)
     partly = sum(map(partly_labelled_forces, used))
     notes += fixed_notes(partly, path) + state_notes(states, magnetic, path) + source_notes(path)
+    notes += unknown_types({type_of(atoms) for atoms in images}, keys, path)
     account = Account(len(images))
     for number, _, frame in frames:
         if number not in faults:
@@ -295,7 +300,9 @@ def labelled(atoms: Atoms, keys: LabelKeys, where: str) -> tuple[Frame, str | No
     energy, forces = energy_of(atoms, keys, where), forces_of(atoms, keys, where)
     stress, key = stress_of(atoms, keys, where)
     others = further_labels_of(atoms, keys, where)
-    return Frame(_bare(atoms), energy, forces, stress, where=where, others=others), key
+    weights = weights_of(atoms, keys, where)
+    frame = Frame(_bare(atoms), energy, forces, stress, where=where, others=others, weights=weights)
+    return frame, key
 
 
 def with_moments(frame: Frame, atoms: Atoms, keys: LabelKeys, where: str) -> Frame:

@@ -7,6 +7,7 @@ import numpy as np
 from scipy.optimize import least_squares, linprog
 
 from e3sparse.frames.reading import Array, Frame, elements_of
+from e3sparse.frames.weights import counts_for
 
 _FRAMES = 500
 """Of which the robust shifts are taken; more would not change them."""
@@ -24,7 +25,7 @@ def fit_references(
 ) -> dict[int, float]:
     """Fit one energy shift per element by least squares.
 
-    Minimises Σ (E_ref − E_pred − Σ_Z n_Z s_Z)² over the frames that have an energy. Where the
+    Minimises Σ (E_ref − E_pred − Σ_Z n_Z s_Z)² over the frames whose energy counts. Where the
     frames cannot tell elements apart (one composition only), the smallest shifts that fit are
     taken. A single bad frame moves all of them: see `outlying`.
 
@@ -42,7 +43,7 @@ def fit_references(
     dict
         Shift in eV by atomic number: `known`, and those of the other elements that occur.
     """
-    labelled = [n for n, frame in enumerate(frames) if not np.isnan(frame.energy)]
+    labelled = [n for n, frame in enumerate(frames) if _counts_energy(frame)]
     if not labelled:
         return dict(known)
     some = [frames[n] for n in labelled]
@@ -51,6 +52,10 @@ def fit_references(
     residual = residual - np.asarray(predicted)[labelled]
     shifts, *_ = np.linalg.lstsq(_counts(some, elements), residual, rcond=None)
     return {**known, **{z: float(shift) for z, shift in zip(elements, shifts, strict=True)}}
+
+
+def _counts_energy(frame: Frame) -> bool:
+    return not np.isnan(frame.energy) and counts_for(frame, "energy")
 
 
 def offsets_left(
@@ -79,7 +84,7 @@ def offsets_left(
     elements = sorted(elements_of(frames) - set(fixed))
     atoms = np.array([len(frame.atoms) for frame in frames])
     target = np.asarray(left) / atoms
-    known = np.isfinite(target)
+    known = np.isfinite(target) & np.array([counts_for(frame, "energy") for frame in frames])
     if not elements or not known.any():
         return {}
     share, target = (_counts(frames, elements) / atoms[:, None])[known], target[known]

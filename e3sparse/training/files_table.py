@@ -7,8 +7,9 @@ from ase.data import chemical_symbols
 from rich.table import Table
 
 from e3sparse.frames.evaluation import PERIODICITY
-from e3sparse.frames.facts import facts_of
+from e3sparse.frames.facts import WEIGHTED, facts_of
 from e3sparse.frames.reading import Reading
+from e3sparse.frames.weights import said_of_weights
 
 _COLUMNS = ("file", "frames", "elements", "periodicity", "labels", "references", "left out")
 
@@ -47,6 +48,9 @@ def read_row(
     facts, account = facts_of(reading.frames), reading.account
     kinds = [int((facts.periodic == n).sum()) for n in range(len(PERIODICITY))]
     labels = [f"{count:,} {name}: {key}" for (name, key), count in sorted(account.labels.items())]
+    weights = said_of_weights(dict(zip(WEIGHTED, facts.weights.T, strict=True)))
+    if weights:
+        labels.append(f"weights in the loss: {weights}")
     used = f"{len(facts.atoms):,}"
     if account.held > len(facts.atoms):
         used += f" of {account.held:,}"

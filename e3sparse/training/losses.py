@@ -12,12 +12,16 @@ from e3sparse.frames.evaluation import Predictions
 from e3sparse.frames.reading import Array, Frame
 from e3sparse.frames.references import reference_energy
 from e3sparse.potentials.backends import Prediction
-from e3sparse.potentials.quantities import value_of, values_of
+from e3sparse.potentials.quantities import QUANTITIES, value_of, values_of
 from e3sparse.training.loss_weights import LossWeights
 
 
 class Loss(LossWeights):
-    """L = w_E·H(ΔE/N) + w_F·H(ΔF) + w_S·H(Δσ) + w_M·H(ΔM), each a mean (paper §4.1 and 4.2)."""
+    """L = w_E·H(ΔE/N) + w_F·H(ΔF) + w_S·H(Δσ) + w_M·H(ΔM), each a mean (paper §4.1 and 4.2).
+
+    In a mean, each entry counts as much as the weight of its frame says; weights do not divide it,
+    as in MACE, so that frames of weight 2 pull as much as if each stood there twice.
+    """
 
     def on_frames(
         self,
@@ -56,6 +60,19 @@ class Loss(LossWeights):
                 label, value = (label / batch.atoms).to(value), value / batch.atoms
             known = batch.has_stress if name == "stress" else label.isfinite()
             if known.any():
-                huber = huber_loss(value[known], label[known].to(value), delta=self.delta)
+                pair = value[known], label[known].to(value)
+                if name not in batch.weights:
+                    huber = huber_loss(*pair, delta=self.delta)
+                else:
+                    each = huber_loss(*pair, delta=self.delta, reduction="none")
+                    huber = (_of_entries(name, value, batch)[known] * each).mean()
                 loss = loss + self.weight(name) * huber
         return loss
+
+
+def _of_entries(name: str, value: Tensor, batch: Batch) -> Tensor:
+    """Return the weights of a quantity's frames in the shape of its values."""
+    weight = batch.weights[name].to(value)
+    if QUANTITIES[name].per_atom:
+        weight = weight.repeat_interleave(batch.atoms)
+    return weight.reshape(-1, *[1] * (value.dim() - 1)).expand_as(value)
