@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,13 @@ def is_extended_xyz(path: Path) -> bool:
         return False
 
 
+def other_encoding(path: Path) -> str:
+    """Return the sentence on a text file that is not in UTF-8, with what makes it one."""
+    code = "UTF-16" if path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
+    name = shlex.quote(str(path))
+    return f" It is no text in UTF-8: iconv -f {code} -t UTF-8 {name} > utf8.xyz makes it one."
+
+
 def offsets(path: Path) -> NDArray[np.int64]:
     """Return at which byte each frame begins.
 
@@ -77,6 +85,8 @@ def offsets(path: Path) -> NDArray[np.int64]:
             for _, frame in _frames(lines, path):
                 if frame and not frame[0].lstrip().startswith("VEC"):
                     found.append(lines.position - sum(len(line.encode()) for line in frame))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} cannot be read ({error}).{other_encoding(path)}") from None
         except ValueError as error:
             raise DataError(
                 f"{path} cannot be read after {len(found):,} frames: {error}."

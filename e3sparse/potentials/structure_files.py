@@ -1,6 +1,5 @@
 """Structures from a file, checked before a model sees them."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from ase.io.formats import UnknownFileTypeError
 
 from e3sparse.errors import DataError
 from e3sparse.potentials.databases import is_database, rows_of
-from e3sparse.potentials.extended_xyz import check_spelling, without_blank_lines
+from e3sparse.potentials.extended_xyz import check_spelling, other_encoding, without_blank_lines
 
 
 def read_structures(path: str | Path, known: Sequence[int]) -> list[Atoms]:
@@ -67,9 +66,7 @@ def _unreadable(path: Path, error: Exception) -> str:
     """Return the sentence that says why ASE cannot read a file, and what to do about it."""
     why = f"{path} cannot be read by ASE ({type(error).__name__}: {error})."
     if isinstance(error, UnicodeDecodeError):
-        code = "UTF-16" if path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
-        name = shlex.quote(str(path))
-        why += f" It is no text in UTF-8: iconv -f {code} -t UTF-8 {name} > utf8.xyz makes it one."
+        why += other_encoding(path)
     elif isinstance(error, UnknownFileTypeError):
         why += " ASE goes by the end of the name: extended XYZ ends in .xyz or .extxyz."
     elif isinstance(error, XYZError):
