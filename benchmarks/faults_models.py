@@ -171,7 +171,10 @@ class _Models:
     def _said(self, name: str, printed: Any) -> object:
         if name == "evaluate":
             return (self.place / "out" / "errors.json").read_text()
-        return printed.code, printed.out
+        # What inspect recommends repeats --backend where it was given.
+        lines = [line for line in printed.out.splitlines() if "--backend" not in line]
+        lines = [line for line in lines if "e3sparse finetune" not in line]
+        return printed.code, lines
 
     def attempt(self, number: int) -> Found:
         """Run a command on a damaged or hostile model file."""

@@ -167,6 +167,8 @@ def load_potential(
         is damaged or would run what no model needs.
     """
     device = checked_device(device)
+    if Path(model).exists() and not Path(model).is_file():  # a pipe would be waited for
+        raise ConfigError(f"'{model}' is no model: it is a folder, or no regular file.")
     if compiler := compiled_by(Path(model)):
         raise ConfigError(
             f"'{model}' is compiled by {compiler}, for LAMMPS or to be faster, and cannot be "

@@ -1,6 +1,7 @@
 """Commands do not run what is in a model file, and say in one sentence what is wrong with it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -122,8 +123,9 @@ def test_a_damaged_model_is_one_sentence(damage, backend, tiny_checkpoint, tmp_p
     assert "\n" not in str(refused.value)
 
 
-def test_a_folder_is_no_model(tmp_path):
-    with pytest.raises(ConfigError, match=str(tmp_path)):
-        load_potential(str(tmp_path))
-    with pytest.raises(ConfigError, match=str(tmp_path)):
-        load_potential(str(tmp_path), backend="sevennet")
+@pytest.mark.parametrize("backend", [None, "sevennet"])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_folder_or_a_pipe_is_no_model(make, backend, tmp_path):
+    make(tmp_path / "model.pth")
+    with pytest.raises(ConfigError, match=r"model.pth' is no model"):
+        load_potential(str(tmp_path / "model.pth"), backend=backend)
