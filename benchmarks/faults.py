@@ -134,19 +134,20 @@ def table(
 
 
 def lines(rows: pd.DataFrame) -> list[str]:
-    """Return the lines of the table."""
+    """Return the lines of a table of kinds, and of one of attacks for each kind."""
     columns = ["tries", *OUTCOMES]
+    head = ["", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+
+    def line(what: object, group: pd.DataFrame) -> str:
+        return f"| {what} | " + " | ".join(f"{group[c].sum():,}" for c in columns) + " |"
+
+    made = {about: rows[rows["kind"] == name] for name, (_, _, about) in KINDS.items()}
+    made = {about: mine for about, mine in made.items() if not mine.empty}
     written = ["# Attacks, and what came of them", "", (__doc__ or "").split("\n\n", 1)[1].rstrip()]
-    written += ["", "| attack | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, (_, _, about) in KINDS.items():
-        mine = rows[rows["kind"] == name]
-        if mine.empty:
-            continue
-        cells = [f"**{mine[column].sum():,}**" for column in columns]
-        written.append(f"| **{about}** | " + " | ".join(cells) + " |")
-        for attack, group in mine.groupby("attack", sort=False):
-            cells = [f"{group[column].sum():,}" for column in columns]
-            written.append(f"| {attack} | " + " | ".join(cells) + " |")
+    written += [*head, *(line(about, mine) for about, mine in made.items())]
+    for about, mine in made.items():
+        groups = mine.groupby("attack", sort=False)
+        written += ["", f"## {about}", *head, *(line(attack, group) for attack, group in groups)]
     return written
 
 

@@ -16,8 +16,10 @@ import costs
 import energies
 import explosions
 import extrapolation
+import faults
 import forgetting
 import gpu
+import large_sets
 import magnetic
 import methods
 import nve
@@ -40,6 +42,8 @@ TABLES = (
         explosions.table,
         robust.table,
         replay_noise.table,
+        large_sets.table,
+        faults.table,
     ),
 )
 

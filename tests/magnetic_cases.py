@@ -46,7 +46,7 @@ def water(count, seed=0, collinear=False):
         field = 0.2 * (spins.sum(axis=0) - spins) / lengths
         atoms.arrays["REF_magforces"] = field + 0.3 * spins
         atoms.info["REF_energy"] = float(-30.0 - 0.2 * pairs)
-        atoms.arrays["REF_forces"] = np.zeros((3, 3))
+        atoms.arrays["REF_forces"] = 1e-6 * np.eye(3)  # of labels that are all 0 none is taken
         atoms.arrays["REF_magmom"] = moments[:, 2] if collinear else moments
         if not collinear:
             atoms.arrays[SPINS] = spins

@@ -121,7 +121,12 @@ def test_every_result_is_on_the_page_of_the_benchmarks():
 
 def test_tables_are_what_the_results_give(tmp_path, monkeypatch):
     """Every table is taken out of a copy, of the files of results too, and made again."""
-    for page in [*PAGES, *(ROOT / "benchmarks").glob("*.py"), *RESULTS.glob("*.csv")]:
+    for page in [
+        *PAGES,
+        *(ROOT / "benchmarks").glob("*.py"),
+        *RESULTS.glob("*.csv"),
+        *RESULTS.glob("*.json"),
+    ]:
         copied(page, tmp_path)
     pages = [tmp_path / name_of(page) for page in PAGES]
     assert sum(len(TABLE.findall(page.read_text())) for page in pages) > 20

@@ -47,7 +47,7 @@ def test_the_config_says_what_the_adapter_is(tmp_path):
     assert isinstance(config, AdapterConfig)
     assert config.format_version == 2
     assert (config.method, config.targets) == ("budget", "all")
-    assert config.settings == adapter.method.model_dump()
+    assert config.settings == adapter.method.model_dump(mode="json")
     assert (config.base_model, config.framework) == ("a model", {"sevenn": "0.13.0"})
     assert config.metrics == {"forces_mae": 1.5}
     assert config.species == [1, 6, 8]

@@ -298,7 +298,7 @@ def test_a_cached_download_is_used(monkeypatch, tmp_path, tiny_file):
     content = tiny_file.read_bytes()
     (tmp_path / "macemp0b3mediummodel").write_bytes(content)
     (tmp_path / "MACE-OFF23_medium.model").write_bytes(content)
-    for name in ("medium-0b3", "medium-off", "extra_large-omol", "polar-1-s", "mh-1"):
+    for name in ("medium-0b3", "medium-off"):
         assert load_potential(name).species.numbers == NUMBERS
 
 
