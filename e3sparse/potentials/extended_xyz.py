@@ -71,12 +71,12 @@ def other_encoding(path: Path) -> str:
 
 
 def offsets(path: Path) -> NDArray[np.int64]:
-    """Return at which byte each frame begins.
+    """Return at which byte each frame begins; none if it is no extended XYZ.
 
     Raises
     ------
     DataError
-        If it is no extended XYZ.
+        If it is not in UTF-8, or damaged after the first frame.
     """
     found = array("q")
     with open(path, "rb") as file:
@@ -88,6 +88,8 @@ def offsets(path: Path) -> NDArray[np.int64]:
         except UnicodeDecodeError as error:
             raise DataError(f"{path} cannot be read ({error}).{other_encoding(path)}") from None
         except ValueError as error:
+            if not found:  # it is no such file at all, which ASE says when it reads it
+                return np.array(found, dtype=np.int64)
             raise DataError(
                 f"{path} cannot be read after {len(found):,} frames: {error}."
             ) from None
