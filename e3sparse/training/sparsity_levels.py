@@ -60,6 +60,8 @@ class SparsityLevels(Callback):
         leaving = level is not None and self.method.level(ahead) != level
         if self.method.tolerance is None or self.held is not None or not leaving:
             return
+        if level not in self.losses:  # no validation fell on it, so nothing speaks against it
+            return
         if level in self.within():
             self._well = progress, Snapshot.of(pl_module, trainer.optimizers[0])
         elif self._well is not None:

@@ -26,12 +26,13 @@ TOO_MANY = {"levels": [0.5, 0.99], "target_sparsity": 0.998, "tolerance": 1e-9}
 def config(tiny_checkpoint, data_files, tmp_path):
     """Return settings of a short run."""
 
-    def make(out, **method):
+    def make(out, valid_every=1, **method):
         return make_config(
             {
                 "model": str(tiny_checkpoint), "out": tmp_path / out, **data_files,
                 "batch_size": 4, "device": "cpu", "epochs": 10, "targets": "all", "lr": 0.03,
                 "dtype": "float64", "method_settings": LEVELS | method,
+                "valid_every": valid_every,
             }
         )  # fmt: skip
 
@@ -79,6 +80,12 @@ def test_a_level_that_costs_too_much_is_left_again(config, capsys, tmp_path):
     # What is left is the sparsest level of those within the tolerance, here the best.
     best = rows.loc[rows["valid/loss"].idxmin(), "sparsity"]
     assert result.adapter.sparsity().layerwise == pytest.approx(best, abs=1e-4)
+
+
+def test_a_level_that_no_validation_falls_on_is_no_reason_to_go_back(config, tmp_path):
+    result = finetune(config("run", valid_every=4, **TOO_MANY))
+    assert list(result.levels.index) == ["0.998"]
+    assert result.adapter.sparsity().updated == 1
 
 
 @pytest.mark.parametrize("stop", [7, 20, 28])
