@@ -69,11 +69,32 @@ def _parser() -> ArgumentParser:
         add_help=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--e3sparse_targets", nargs="+", default=["linear"])
-    parser.add_argument("--e3sparse_method", default="budget")
-    parser.add_argument("--e3sparse_target_sparsity", type=float)
     parser.add_argument(
-        "--e3sparse_settings", type=loads, default={}, help="Settings of the method, as JSON."
+        "--e3sparse_targets",
+        nargs="+",
+        default=["linear"],
+        metavar="TARGET",
+        help="Layers that get a delta: linear (by default), products, all, species or names with "
+        "wildcards; `e3sparse inspect MODEL` lists them.",
+    )
+    parser.add_argument(
+        "--e3sparse_method",
+        default="budget",
+        metavar="METHOD",
+        help="budget (by default), soft_threshold, low_rank, dense or fixed_mask.",
+    )
+    parser.add_argument(
+        "--e3sparse_target_sparsity",
+        type=float,
+        metavar="SHARE",
+        help="Share of zeros in the delta at the end; 0.97 for budget if left out.",
+    )
+    parser.add_argument(
+        "--e3sparse_settings",
+        type=loads,
+        default={},
+        metavar="JSON",
+        help="Other settings of the method, such as '{\"growth\": 0}'.",
     )
     return parser
 

@@ -378,3 +378,13 @@ def test_the_command_is_there(monkeypatch):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert called == [arguments[1:]]
+
+
+def test_the_help_explains_our_flags_before_maces(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    ours, _, theirs = capsys.readouterr().out.partition("--foundation_model")
+    for flag in ("targets", "method", "target_sparsity", "settings"):
+        assert ours.count(f"--e3sparse_{flag}") == 2  # in the usage, and with what it does
+        assert f"--e3sparse_{flag}" not in theirs
+    assert "`e3sparse inspect MODEL` lists them" in " ".join(ours.split())
