@@ -123,6 +123,7 @@ RUNS = [
     Run("budget", BUDGET, replay=0.1, slower=SLOWER),
     Run("budget", BUDGET, replay=0.1, slower=(4.0,)),
     Run("budget", BUDGET, replay=0.3, slower=SLOWER),
+    Run("budget", settings(target_sparsity=0.97, largest_lr=0.07), replay=0.1),
     Run("budget", held_back(0.0, 1.0)),
     Run("budget", held_back(0.1, 0.0)),
     Run("budget", held_back(0.1, 1.0)),

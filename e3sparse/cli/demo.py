@@ -2,14 +2,12 @@
 
 import shlex
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from e3sparse.cli.tables import out
-from e3sparse.errors import ConfigError
 
 
 def demo(
@@ -27,11 +25,9 @@ def demo(
     The frames come with e3sparse. Each command is printed before it runs, to be tried on files of
     your own. Takes some minutes on one core.
     """
-    if find_spec("sevenn") is None:
-        raise ConfigError(
-            "The demo fine-tunes SevenNet-0, and SevenNet is not installed: "
-            "pip install 'e3sparse[sevennet]'."
-        )
+    from e3sparse.potentials.backends import get_backend
+
+    get_backend("sevennet")  # says what to install where it is missing
     root = context.find_root().command
     for command in commands(folder, epochs, overwrite):
         out.print(f"\n$ e3sparse {shlex.join(command)}", style="bold", soft_wrap=True)

@@ -95,6 +95,11 @@ class Method(BaseModel, ABC):
         """Whether `calibrate` has to be called once before training."""
         return False
 
+    @property
+    def judged(self) -> bool:
+        """Whether a training has to judge its validations, and may have to `Adapter.hold`."""
+        return False
+
     def set_prices(self, deltas: Sequence[Delta], prices: Sequence[Tensor]) -> None:
         """Let a choice of entries take into account what each costs, in the weights' shapes."""
         raise PatchError(f"Method '{self.name}' chooses no entries by price.")

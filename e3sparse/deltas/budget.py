@@ -161,6 +161,10 @@ class Budget(Method):
 
     @model_validator(mode="after")
     def _rising(self) -> "Budget":
+        if self.tolerance is not None and not self.levels:
+            raise ValueError(
+                "a tolerance is of several levels: give target_sparsity='auto', or levels"
+            )
         steps = (0.0, *self.levels, self.target_sparsity)
         if self.levels and any(low >= high for low, high in pairwise(steps)):
             raise ValueError(
@@ -188,7 +192,11 @@ class Budget(Method):
 
     @property
     def final_sparsity(self) -> float | None:
-        return self.target_sparsity if self.tolerance is None else None
+        return None if self.judged else self.target_sparsity
+
+    @property
+    def judged(self) -> bool:
+        return self.tolerance is not None
 
     @property
     def scheduled(self) -> bool:

@@ -155,7 +155,7 @@ def predicted(
 
 def _patched(config: FinetuneConfig, potential: Potential, train: Sequence[Frame]) -> Adapter:
     adapter = potential.patch(
-        config.targets, config.method, seed=config.seed, **config.settings_of_method
+        config.targets, config.method, seed=config.seed, **config.method_settings
     )
     adapter.freeze_absent_species(facts_of(train).there)
     return adapter

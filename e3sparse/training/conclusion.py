@@ -17,7 +17,7 @@ from e3sparse.potentials.backends import Potential
 from e3sparse.training.beginning import Beginning, predicted
 from e3sparse.training.config import FinetuneConfig
 from e3sparse.training.energy_zero import said_of_digits, said_of_shifts_after, shifts_after
-from e3sparse.training.losses import Loss
+from e3sparse.training.losses import compared
 from e3sparse.training.module import FineTuning
 from e3sparse.training.recovery import Recovery, no_worse
 from e3sparse.training.run_folder import RunFolder
@@ -73,7 +73,7 @@ def conclude(
         levels.load(module, levels.within()[-1])
     after = predicted(potential, looked_at, console)
     after, shifts = _with_references_anew(config, start, after, console)
-    _check_gain(config, compared(config), start, after, base_loss)
+    _check_gain(config, start, after, base_loss)
     rows = start.errors_before()
     rows |= {f"{n} after": errors(f, after[n], start.references) for n, f in looked_at.items()}
     rows = {f"{n} {when}": rows[f"{n} {when}"] for n in looked_at for when in ("before", "after")}
@@ -108,12 +108,6 @@ def conclude(
     return RunResult(folder.out, table, adapter, level_table(at_levels))
 
 
-def compared(config: FinetuneConfig) -> Loss:
-    """Return the loss by which a model is compared with the base, which has no moments."""
-    weights = config.loss.model_dump() | {"moments": 0.0, "magnetic_forces": 0.0}
-    return Loss(**weights)
-
-
 def _with_references_anew(
     config: FinetuneConfig, start: Beginning, after: dict[str, Predictions], console: Console
 ) -> tuple[dict[str, Predictions], dict[int, float]]:
@@ -130,13 +124,11 @@ def _with_references_anew(
 
 
 def _check_gain(
-    config: FinetuneConfig,
-    loss: Loss,
-    start: Beginning,
-    after: dict[str, Predictions],
-    base_loss: float,
+    config: FinetuneConfig, start: Beginning, after: dict[str, Predictions], base_loss: float
 ) -> None:
-    final = loss.on_frames(start.looked_at["valid"], after["valid"], start.references)
+    final = compared(config.loss).on_frames(
+        start.looked_at["valid"], after["valid"], start.references
+    )
     if config.method == "scratch" or config.allow_worse or no_worse(final, base_loss):
         return
     raise DivergedError(

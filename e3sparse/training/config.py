@@ -324,6 +324,12 @@ class FinetuneConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _grows_less_with_replay(self) -> Self:
+        if self.replay is not None and self.method == "budget":
+            self.method_settings.setdefault("largest_lr", LARGEST_WITH_REPLAY)
+        return self
+
+    @model_validator(mode="after")
     def _is_evaluated_for_spins(self) -> Self:
         if self.magnetic and self.accelerate not in ("auto", "none"):
             raise ValueError(
@@ -359,13 +365,6 @@ class FinetuneConfig(BaseModel):
     def whole_model(self) -> bool:
         """Whether the model itself is trained, without a delta."""
         return self.method in WHOLE_MODEL
-
-    @property
-    def settings_of_method(self) -> dict[str, Any]:
-        """What `method_settings` says; and of a budget with replay that its rate grows so far."""
-        if self.replay is not None and self.method == "budget":
-            return {"largest_lr": LARGEST_WITH_REPLAY} | self.method_settings
-        return self.method_settings
 
     @property
     def learning_rate(self) -> float:

@@ -76,3 +76,8 @@ def _of_entries(name: str, value: Tensor, batch: Batch) -> Tensor:
     if QUANTITIES[name].per_atom:
         weight = weight.repeat_interleave(batch.atoms)
     return weight.reshape(-1, *[1] * (value.dim() - 1)).expand_as(value)
+
+
+def compared(weights: LossWeights) -> Loss:
+    """Return the loss by which a model is compared with the base model, which has no moments."""
+    return Loss(**weights.model_dump() | {"moments": 0.0, "magnetic_forces": 0.0})

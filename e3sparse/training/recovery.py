@@ -107,6 +107,8 @@ class Recovery(Callback):
         loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
         # All ranks have to come to the same conclusion.
         value = float(trainer.strategy.reduce(loss.detach(), reduce_op="mean"))
+        # Lightning has divided it by the number of batches in a step.
+        value *= trainer.accumulate_grad_batches
         self._losses.append(value if isfinite(value) else inf)
         self._well = self._well or isfinite(value)
         last, bound = self._last(), self._bound()

@@ -12,12 +12,12 @@ from e3sparse.errors import Interrupted
 from e3sparse.frames.batches import FrameDataset, loader
 from e3sparse.frames.evaluation import error_table
 from e3sparse.training.beginning import Beginning, begin
-from e3sparse.training.conclusion import RunResult, compared, conclude
+from e3sparse.training.conclusion import RunResult, conclude
 from e3sparse.training.config import FinetuneConfig
 from e3sparse.training.data import Frames
 from e3sparse.training.fitting import fit
 from e3sparse.training.inputs import load_inputs
-from e3sparse.training.losses import Loss
+from e3sparse.training.losses import Loss, compared
 from e3sparse.training.module import FineTuning
 from e3sparse.training.recovery import Recovery
 from e3sparse.training.replay import Replay
@@ -84,7 +84,7 @@ def finetune(
         folder.remember_settings()
 
     valid = start.looked_at["valid"], start.before["valid"]
-    base_loss = compared(config).on_frames(*valid, start.references)
+    base_loss = compared(config.loss).on_frames(*valid, start.references)
     recovery = Recovery(
         config.learning_rate,
         None if config.magnetic or config.method == "scratch" else base_loss,

@@ -10,10 +10,11 @@ from e3sparse.frames.evaluation import errors
 from e3sparse.training.beginning import Beginning
 from e3sparse.training.config import FinetuneConfig
 from e3sparse.training.energy_zero import shifts_after
+from e3sparse.training.losses import compared
 from e3sparse.training.module import FineTuning
 from e3sparse.training.recovery import no_worse
 from e3sparse.training.run_folder import RunFolder, level_folder
-from e3sparse.training.sparsity_levels import SparsityLevels
+from e3sparse.training.sparsity_levels import SparsityLevels, levels_of
 from e3sparse.training.waiting import predict_with_bar
 
 
@@ -37,10 +38,9 @@ def write_levels(
     """
     splits, references = start.looked_at, start.references
     adapter, found = levels.adapter, {}
-    for level in sorted(levels.losses):
-        name = levels.name(level)
-        if not (config.allow_worse or no_worse(levels.losses[level], base_loss)):
-            console.print(f"With a sparsity of {name} no model was better than the base model.")
+    for level, name in enumerate(levels_of(adapter)):
+        if level not in levels.losses:
+            console.print(f"No validation fell on a sparsity of {name}: it has no adapter.")
             continue
         levels.load(module, level)
         after = {
@@ -49,6 +49,10 @@ def write_levels(
         }
         shifts = shifts_after(config, splits["train"], after["train"], references, start.isolated)
         together = {z: e + shifts.get(z, 0.0) for z, e in references.items()}
+        final = compared(config.loss).on_frames(splits["valid"], after["valid"], together)
+        if not (config.allow_worse or no_worse(final, base_loss)):
+            console.print(f"With a sparsity of {name} no model was better than the base model.")
+            continue
         rows = {split: errors(splits[split], after[split], together) for split in splits}
         adapter.energy_references.update(together)
         adapter.save_pretrained(

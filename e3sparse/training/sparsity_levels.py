@@ -65,7 +65,7 @@ class SparsityLevels(Callback):
         if level in self.within():
             self._well = progress, Snapshot.of(pl_module, trainer.optimizers[0])
         elif self._well is not None:
-            self._go_back(trainer, pl_module)
+            self._go_back(trainer, pl_module, self.losses[level])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the model if it is the best of its level; the averaged weights are in place."""
@@ -76,13 +76,9 @@ class SparsityLevels(Callback):
             self.losses[level] = loss
             trainer.save_checkpoint(self.checkpoint(level), True)
 
-    def name(self, level: int) -> str:
-        """Return what the files of a level are named by: its sparsity."""
-        return f"{self.method.all_levels[level]:g}"
-
     def checkpoint(self, level: int) -> Path:
         """Return the checkpoint of a level."""
-        return self.folder / f"sparsity-{self.name(level)}.ckpt"
+        return self.folder / f"sparsity-{levels_of(self.adapter)[level]}.ckpt"
 
     def load(self, module: LightningModule, level: int) -> None:
         """Put the best model of a level into the module."""
@@ -95,10 +91,9 @@ class SparsityLevels(Callback):
         bound = allowed * min(self.losses.values(), default=inf)
         return [level for level, loss in sorted(self.losses.items()) if loss <= bound]
 
-    def _go_back(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _go_back(self, trainer: Trainer, pl_module: LightningModule, loss: float) -> None:
         assert self._well is not None
         before = self.adapter.sparsity().layerwise
-        loss = self.losses.get(len(self.losses) - 1, inf)
         self.held, snapshot = self._well
         optimizer = trainer.optimizers[0]
         rates = [group["lr"] / group.get(RATE, 1.0) for group in optimizer.param_groups]
@@ -136,4 +131,4 @@ def levels_of(adapter: Adapter) -> tuple[str, ...]:
     method = adapter.method
     if not (isinstance(method, Budget) and method.levels):
         return ()
-    return tuple(f"{sparsity:g}" for sparsity in method.all_levels)
+    return tuple(str(sparsity) for sparsity in method.all_levels)

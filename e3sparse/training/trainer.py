@@ -40,9 +40,9 @@ _FLAGS = {
 """Arguments of Lightning's that have a flag of ours."""
 
 _HALF = (
-    "e3nn's tensor products stop where it casts one of their inputs, and forces are derivatives "
-    "that are differentiated once more, which 8 or 11 bits are too few for. --matmul-precision "
-    "high is the fast arithmetic that is sound here, and --dtype chooses float32 or float64"
+    "forces are derivatives that are differentiated once more, for which 8 or 11 bits have not "
+    "been shown to be enough. --matmul-precision high is faster arithmetic, and --dtype chooses "
+    "float32 or float64"
 )
 _OURS = {
     "precision": _HALF,

@@ -178,6 +178,11 @@ class SparseTraining:
                 "A mask that is calibrated on the data cannot be made from here: use "
                 "`e3sparse finetune`."
             )
+        if self.adapter.method.judged:
+            raise ConfigError(
+                "MACE's own training cannot stop pruning by itself: give "
+                "--e3sparse_target_sparsity and no tolerance, or use `e3sparse finetune`."
+            )
         model.register_load_state_dict_post_hook(self._loaded)
         return model
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from e3sparse.adapter.handle import Adapter
 from e3sparse.adapter.patching import adapters
-from e3sparse.deltas import Budget, ParamGroup, make_method
+from e3sparse.deltas import ParamGroup, make_method
 from e3sparse.errors import ConfigError, nearest
 from e3sparse.layers.faster_products import Acceleration
 from e3sparse.layers.kinds import qualified_name
@@ -111,7 +111,7 @@ class SparseMixin(NequIPLightningModule):
                         f"{scatter.__name__} does not see a delta on '{path}': leave 'tp' out of "
                         "the targets, or the modifier that accelerates it out of the model."
                     )
-            if isinstance(adapter.method, Budget) and adapter.method.tolerance is not None:
+            if adapter.method.judged:
                 raise ConfigError(
                     "nequip-train cannot stop pruning by itself: give sparse.target_sparsity a "
                     "number and leave tolerance out, or use `e3sparse finetune`."

@@ -21,6 +21,8 @@ BEGIN = """
 import copy, torch
 from e3nn import o3
 import e3sparse
+from pathlib import Path
+from e3sparse.adapter.file import read_values
 torch.manual_seed(0)
 model = o3.Linear("4x0e + 2x1o", "4x0e + 2x1o")
 twin = copy.deepcopy(model)
@@ -33,6 +35,8 @@ with torch.no_grad():
 adapter.save_pretrained("adapter", push_to_hub="org/name")
 again = e3sparse.load(twin, "hf://org/name@main")
 assert all(torch.equal(v, again.values()[path]) for path, v in adapter.values().items())
+values = read_values(Path("hf://org/name"))  # a path loses a slash, as on the command line
+assert values.keys() == adapter.values().keys()
 print("the same")
 """
 

@@ -76,12 +76,13 @@ def schedule_free(lr):
     return lambda params: AdamWScheduleFree(params, lr=lr)
 
 
-def trained(make, recovery, tmp_path, spoil=None):
+def trained(make, recovery, tmp_path, spoil=None, accumulate=1):
     module = Bowl(make, spoil)
     batches = [torch.zeros(1)] * VALID
     trainer = Trainer(
         accelerator="cpu",
         max_steps=STEPS,
+        accumulate_grad_batches=accumulate,
         callbacks=[] if recovery is None else [recovery],
         logger=False,
         enable_checkpointing=False,
@@ -148,6 +149,14 @@ def test_a_batch_or_two_of_other_frames_are_no_reason(steps, tmp_path):
     recovery = Recovery(0.5, BASE)
     trained(sgd(0.5), recovery, tmp_path, odd)
     assert not recovery.setbacks
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_losses_are_those_of_batches_however_many_make_a_step(accumulate, tmp_path):
+    recovery = Recovery(0.1, BASE)
+    losses = trained(sgd(0.1), recovery, tmp_path, accumulate=accumulate).losses
+    seen = list(recovery._losses)
+    assert seen == pytest.approx(losses[-len(seen) :], rel=1e-6)
 
 
 def test_a_validation_far_above_the_base_is_noticed(tmp_path):

@@ -86,6 +86,8 @@ def test_auto_stands_for_levels_and_a_tolerance():
     method = make_method("budget", target_sparsity="auto")
     assert method.tolerance == 0.05
     assert method.final_sparsity is None
+    assert method.judged
+    assert not make_method("budget", levels=[0.5]).judged
     assert len(method.all_levels) > 3
     assert make_method("budget", target_sparsity="auto", tolerance=0.2).tolerance == 0.2
     assert make_method("budget", **method.model_dump()) == method
@@ -97,6 +99,7 @@ def test_auto_stands_for_levels_and_a_tolerance():
     [
         ({"target_sparsity": "autp"}, "target_sparsity has to be a number, and is 'autp'"),
         ({"tolerance": 0}, "tolerance has to be greater than 0"),
+        ({"tolerance": 0.1}, "a tolerance is of several levels"),
         (
             {"levels": [0.9, 0.5]},
             "levels have to rise from above 0 to below target_sparsity (0.97)",

@@ -355,6 +355,11 @@ def test_a_seam_that_moved_is_noticed(train, monkeypatch, name):
         train()
 
 
+def test_a_training_that_cannot_judge_its_validations_does_not_prune_by_them(train):
+    with pytest.raises(ConfigError, match="cannot stop pruning by itself"):
+        train("--e3sparse_settings", '{"target_sparsity": "auto"}')
+
+
 def test_a_seam_that_is_not_used_is_noticed(train, monkeypatch):
     monkeypatch.setattr(run_train, "run", lambda args: None)
     with pytest.raises(ConfigError, match=r"MACE did not call .*inject_LoRAs.*another way"):

@@ -164,6 +164,9 @@ def test_energies_of_what_is_replayed_count_by_their_own_weight(weight, asked, t
     assert held.loss(Loss())(said, batch).item() == pytest.approx(weight * whole, abs=1e-20)
 
 
+REPLAYED = {"model": "m", "train": "t", "replay": "auto"}
+
+
 @pytest.mark.parametrize(
     ("given", "bound"),
     [
@@ -173,8 +176,8 @@ def test_energies_of_what_is_replayed_count_by_their_own_weight(weight, asked, t
         ({"replay": None}, None),
     ],
 )
-def test_a_rate_grows_less_far_with_replay(given, bound, asked, tiny_checkpoint):
-    settings = asked.model_copy(update=given).settings_of_method
+def test_a_rate_grows_less_far_with_replay(given, bound, tiny_checkpoint):
+    settings = make_config(REPLAYED | given).method_settings
     adapter = load(tiny_checkpoint).patch("linear", "budget", total_steps=1, **settings)
     assert adapter.method.largest_lr == bound
     optimizer = torch.optim.SGD(adapter.param_groups(lr=0.02))
@@ -183,5 +186,5 @@ def test_a_rate_grows_less_far_with_replay(given, bound, asked, tiny_checkpoint)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(min(free, bound or free))
 
 
-def test_other_methods_have_no_such_bound(asked):
-    assert asked.model_copy(update={"method": "dense"}).settings_of_method == {}
+def test_other_methods_have_no_such_bound():
+    assert make_config(REPLAYED | {"method": "dense"}).method_settings == {}
